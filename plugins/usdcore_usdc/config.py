@@ -1,0 +1,92 @@
+"""Options of `usdc-static` and `usdc-dynamic`. Imports no torch.
+
+The paper states gamma = 100 and batch 256; its relaxation, learning rates, initial values, schedules and Eq. 5, 6 are
+not public. Every default marked (reconstructed) is ours.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from usdcore.recipe import PluginConfig, Use
+
+MUTABLE = {"mutable": True}
+Anneal = Annotated[tuple[float, float], Field(description="value at the phase's first step, value at its end")]
+
+
+class StaticConfig(PluginConfig):
+    """Static parameters: a pair (keep, drop) of logits per head, per hidden neuron, per MHSA branch, per FFN branch."""
+
+    heads: bool = True
+    """Prune attention heads (a^h)."""
+    hidden: bool = True
+    """Prune hidden neurons (a^n)."""
+    branches: bool = True
+    """Remove whole MHSA and FFN branches (a^a, a^f)."""
+    relaxation: Literal["gumbel", "softmax"] = "gumbel"
+    """How a pair of logits becomes a factor in training (reconstructed)."""
+    hard: bool = True
+    """0/1 factors with a straight-through gradient; false: the relaxed value itself."""
+    tau: float = Field(default=1.0, gt=0)
+    """Temperature of the softmax over a pair."""
+    noise: Anneal = (1.0, 0.0)
+    """Scale of the Gumbel noise, annealed over the phase, so that the search ends on its own decisions (reconstructed)."""
+    init_keep: float = 3.0
+    """Initial keep logit minus drop logit (reconstructed); 0 would start at a quarter of the blocks' MACs."""
+    lr: float = Field(default=0.01, gt=0)
+    """Adam's learning rate of the logits (reconstructed)."""
+    mix: Literal["convex", "literal"] = "convex"
+    """`convex`: Z + m*delta with m = g*a0. `literal`: Eq. 8 as printed, whose weights do not sum to 1."""
+    resource_weight: float = Field(default=100.0, ge=0)
+    """gamma of Eq. 9."""
+
+    @model_validator(mode="after")
+    def _something(self) -> StaticConfig:
+        if not (self.heads or self.hidden or self.branches):
+            msg = "nothing to prune: set at least one of heads, hidden, branches to true"
+            raise ValueError(msg)
+        return self
+
+
+class DynamicConfig(PluginConfig):
+    """One gate network per layer reads the stream that enters it and decides whether MHSA and FFN run."""
+
+    gate_network: Literal["search"] | Use["gate-network"] = "search"
+    """`search` among `space`, or one network for every layer."""
+    space: list[Use["gate-network"]] = Field(
+        default_factory=lambda: [f"G{k}" for k in range(1, 10)], min_length=1, validate_default=True
+    )
+    """Candidates of the search: names, or mappings with the network's options."""
+    split: Use["split"] = Field(default="recursive", validate_default=True)
+    """How a training batch is split into groups that share decisions."""
+    shuffle: Literal["forward", "layer"] = "forward"
+    """Draw the random grouping once per forward, or anew in each layer (reconstructed)."""
+    attention: bool = True
+    """Gate the MHSA branches."""
+    ffn: bool = True
+    """Gate the FFN branches."""
+    relaxation: Literal["softmax", "gumbel"] = "softmax"
+    """Weights of the candidates in the search (a^g)."""
+    tau: float = Field(default=1.0, gt=0)
+    """Temperature of the gates' sigmoid."""
+    noise: Anneal = Field(default=(1.0, 0.0), json_schema_extra=MUTABLE)
+    """Scale of the logistic noise on a group's logit while the network is searched (reconstructed); then its last value."""
+    init_logit: float = 2.0
+    """Initial logit of every gate: mostly on (reconstructed)."""
+    commit_at: float = Field(default=0.6, ge=0, le=1)
+    """Share of the search phase after which each layer keeps its best network alone, so that the rest trains it (reconstructed)."""
+    lr: float = Field(default=1e-3, gt=0, json_schema_extra=MUTABLE)
+    """Learning rate of the gate networks (reconstructed)."""
+    choice_lr: float = Field(default=0.01, gt=0)
+    """Learning rate of the choice among candidates (reconstructed)."""
+    resource_weight: float = Field(default=100.0, ge=0, json_schema_extra=MUTABLE)
+    """gamma of Eq. 9."""
+
+    @model_validator(mode="after")
+    def _something(self) -> DynamicConfig:
+        if not (self.attention or self.ffn):
+            msg = "nothing to gate: set attention or ffn to true"
+            raise ValueError(msg)
+        return self

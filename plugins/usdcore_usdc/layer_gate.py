@@ -1,0 +1,122 @@
+"""The gate of one layer: pooled tokens, a gate network (or a mixture of candidates), group-level decisions.
+
+Shape legend: B batch, N tokens, C width, S decisions of the layer (MHSA, FFN), G groups.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from usdcore.gates import Draw, ForwardState, Gate, Scope
+from usdcore.groups import group_ids
+from usdcore_usdc.relax import logistic_noise, straight_through
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Grouping:
+    """Which samples of a training batch share a decision; drawn once per forward, or per layer."""
+
+    def __init__(self, split: object, per_layer: bool) -> None:
+        self.split = split
+        self.per_layer = per_layer
+        self._drawn: tuple[int, Tensor, Tensor] | None = None
+
+    def draw(self, batch_size: int, tick: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Group of each sample [B] and size of each group [G]."""
+        if self.per_layer or self._drawn is None or self._drawn[0] != tick or len(self._drawn[1]) != batch_size:
+            sizes = self.split.sizes(batch_size, torch.default_generator)  # type: ignore[attr-defined]
+            ids = group_ids(sizes, torch.default_generator, device)
+            self._drawn = (tick, ids, torch.tensor(sizes, device=device))
+        return self._drawn[1], self._drawn[2]
+
+
+class LayerGate(Gate):
+    """Decides from the stream that enters a block which of its branches run (USDC Eq. 5, 6; Fig. 2).
+
+    `columns` names the branch that each output of the network decides; None for one that is decided for good already.
+    With several `networks` their logits are mixed by learned weights (a^g) until `commit` keeps the best alone.
+    """
+
+    def __init__(
+        self, block: str, columns: Sequence[str | None], networks: Mapping[str, nn.Module], scope: Scope
+    ) -> None:
+        super().__init__()
+        self.tap = block
+        self.columns = tuple(columns)
+        self.sites = tuple(name for name in columns if name is not None)
+        self.scope = scope
+        self.networks = nn.ModuleDict(networks)
+        self.choice = nn.Parameter(torch.zeros(len(networks))) if len(networks) > 1 else None
+        self.grouping: Grouping | None = None
+        self.tau = 1.0
+        self.noise = 0.0
+        self.gumbel = False
+        self.configs: dict[str, Any] = {}  # the options of each network, for the record
+
+    def weights(self) -> Tensor:
+        """Softmax of the choice over candidates [K]; with Gumbel noise in training where that is asked for."""
+        assert self.choice is not None
+        if self.gumbel and self.training:
+            return nn.functional.gumbel_softmax(self.choice, tau=self.tau)
+        return torch.softmax(self.choice, dim=0)
+
+    def logits(self, x_BNC: Tensor) -> Tensor:
+        """Gate features [B, S] of the stream, from the mean over all its tokens."""
+        pooled_BC = x_BNC.mean(dim=1)
+        outputs = [network(pooled_BC) for network in self.networks.values()]
+        if self.choice is None:
+            return outputs[0]
+        return torch.einsum("k,kbs->bs", self.weights(), torch.stack(outputs))
+
+    def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
+        """Training: a shared decision per group, straight-through. Evaluation: per batch or per sample, at the threshold.
+
+        A gate that is trained without its strategy (a loaded model in plain PyTorch) decides as in evaluation, and is not learned.
+        """
+        assert x_BNC is not None
+        logits_BS = self.logits(x_BNC)
+        if self.training and self.grouping is not None:
+            keep_BS = self._grouped(logits_BS, state)
+        elif self.scope == "batch":
+            keep_BS = (logits_BS.mean(dim=0) > self.threshold).to(logits_BS.dtype)
+        else:
+            keep_BS = (logits_BS > self.threshold).to(logits_BS.dtype)
+        return {name: Draw(keep_BS[..., i]) for i, name in enumerate(self.columns) if name is not None}
+
+    def macs(self) -> Tensor | float:
+        """Of the candidates, by their weights (Eq. 10), or of the one that is left."""
+        costs = [float(network.macs) for network in self.networks.values()]  # type: ignore[arg-type]
+        if self.choice is None:
+            return costs[0]
+        return (self.weights() * self.choice.new_tensor(costs)).sum()
+
+    @property
+    def paper_flops(self) -> int:  # type: ignore[override]
+        """2*in*out+out summed over the network's linear maps, the rule that gives the paper's 0.89M and 0.02M."""
+        return int(self.networks[self.network_name].paper_flops)  # type: ignore[arg-type]
+
+    @property
+    def network_name(self) -> str:
+        """The registered name of the network with the largest weight."""
+        best = 0 if self.choice is None else int(self.choice.detach().argmax())
+        return list(self.networks)[best]
+
+    def commit(self, name: str | None = None) -> None:
+        """Keep one network alone: `name`, or the one with the largest weight."""
+        name = name or self.network_name
+        self.networks = nn.ModuleDict({name: self.networks[name]})
+        self.choice = None
+
+    def _grouped(self, logits_BS: Tensor, state: ForwardState) -> Tensor:
+        assert self.grouping is not None
+        ids_B, sizes_G = self.grouping.draw(len(logits_BS), state.tick, logits_BS.device)
+        shape = (len(sizes_G), logits_BS.shape[1])
+        mean_GS = logits_BS.new_zeros(shape).index_add(0, ids_B, logits_BS) / sizes_G[:, None]
+        if self.noise > 0:
+            mean_GS = mean_GS + self.noise * logistic_noise(mean_GS)
+        return straight_through(mean_GS - self.threshold, self.tau)[ids_B]

@@ -1,0 +1,106 @@
+"""`usdc-static`: learned logits decide which heads, neurons and branches are removed for good (USDC Eq. 7 and 8)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from usdcore.gates import Draw, ForwardState, Gate
+from usdcore.strategy import Attachment, Decision, ParameterGroup, StepContext, Strategy
+from usdcore_usdc.relax import keep_factor
+from usdcore_usdc.resource import resource_losses
+
+if TYPE_CHECKING:
+    from usdcore_usdc.config import StaticConfig
+
+
+class StaticGate(Gate):
+    """All static decisions of a model in one tensor of logit pairs [entries, 2]; index 0 keeps, 1 drops."""
+
+    def __init__(self, logits: dict[str, Tensor], branches: set[str], config: StaticConfig) -> None:
+        super().__init__()
+        self.sites = tuple(logits)
+        self.config = config
+        self.branches = branches
+        self.sizes = [len(pair) for pair in logits.values()]
+        self.pairs = nn.Parameter(torch.cat(list(logits.values())))
+        self.noise = config.noise[0] if config.relaxation == "gumbel" else 0.0
+
+    def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
+        """Relaxed or straight-through in training; in evaluation an entry is on unless its drop logit is the larger."""
+        if self.training:
+            keep = keep_factor(self.pairs, self.config.tau, self.noise, self.config.hard)
+        else:
+            keep = (self.pairs[:, 0] >= self.pairs[:, 1]).to(self.pairs.dtype)
+        return {
+            site: self._branch(part[0]) if site in self.branches else Draw(part)
+            for site, part in zip(self.sites, keep.split(self.sizes), strict=True)
+        }
+
+    def scores(self) -> dict[str, Tensor]:
+        """Keep logit minus drop logit, per site: [n] for a group, [] for a branch."""
+        margin = (self.pairs[:, 0] - self.pairs[:, 1]).detach()
+        parts = zip(self.sites, margin.split(self.sizes), strict=True)
+        return {site: part[0] if site in self.branches else part for site, part in parts}
+
+    def _branch(self, keep: Tensor) -> Draw:
+        return Draw(keep, 1 - keep if self.config.mix == "literal" and self.training else None)
+
+
+class Static(Strategy):
+    """Static parameters a^h, a^n, a^a, a^f with keep-biased start; the sign rule prunes an entry whose a_0 < a_1."""
+
+    def __init__(self, config: StaticConfig) -> None:
+        super().__init__(config)
+        self.learned: dict[str, Tensor] = {}
+
+    def attach(self, site: Attachment) -> None:
+        """One gate over every prunable group and gateable branch; logits of an earlier phase carry over."""
+        self.budget = site.budget
+        kinds = {kind for kind, on in (("heads", self.config.heads), ("hidden", self.config.hidden)) if on}
+        groups = [g for g in site.units.groups.values() if g.kind in kinds and g.reason is None]
+        branches = [b for b in site.units.branches.values() if b.reason is None] if self.config.branches else []
+        fresh = torch.tensor([[self.config.init_keep / 2, -self.config.init_keep / 2]])
+        logits = {}
+        for name, size in [*((b.name, 1) for b in branches), *((g.name, g.size) for g in groups)]:
+            base = site.base_indices(name)
+            learned = self.learned.get(name)
+            if learned is not None:
+                logits[name] = learned[list(base)] if base is not None else learned
+            else:
+                logits[name] = fresh.repeat(size, 1)
+        self.gate = StaticGate(logits, {b.name for b in branches}, self.config)
+        site.gate("model", self.gate)
+        site.param_group(ParameterGroup([self.gate.pairs], lr=self.config.lr))
+        self._plan = site.plan
+
+    def losses(self, ctx: StepContext) -> dict[str, Tensor]:
+        """Eq. 9's resource term."""
+        if self.config.relaxation == "gumbel":
+            start, end = self.config.noise
+            self.gate.noise = start + (end - start) * min(1.0, ctx.progress)
+        return resource_losses(ctx, self.budget, self.config.resource_weight)
+
+    def decide(self) -> Decision:
+        """Every entry's margin; the budget rule picks the threshold, near 0 where the search met the budget by itself."""
+        self._remember()
+        return Decision(scores=self.gate.scores())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Logits by site in base coordinates, for a later phase."""
+        return {"learned": self.learned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the logits of an earlier phase."""
+        self.learned = dict(state["learned"])
+
+    def _remember(self) -> None:
+        pairs = self.gate.pairs.detach().cpu().clone()
+        for site, part in zip(self.gate.sites, pairs.split(self.gate.sizes), strict=True):
+            base = self._plan.keep(site)
+            if base is not None and site in self.learned:
+                self.learned[site][list(base)] = part
+            else:
+                self.learned[site] = part

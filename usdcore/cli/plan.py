@@ -1,0 +1,42 @@
+"""`usdcore plan`: a dry run. What is in the model, whether the budget can be reached, what the phases will take; no data is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value.")
+@click.option(
+    "--in-chans", default=3, show_default=True, help="Channels of the images; the data knows, but is not read here."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(recipe: Path, overrides: tuple[str, ...], in_chans: int, as_json: bool) -> None:
+    """Show what RECIPE would do: units, budget, phases, the least cost that its strategies can reach."""
+    from usdcore.engine.dryrun import dry_run
+    from usdcore.recipe import load_recipe
+
+    found = dry_run(load_recipe(recipe, overrides), in_chans)
+    click.echo(json.dumps(found, indent=1) if as_json else _words(found))
+
+
+def _words(found: dict[str, Any]) -> str:
+    dense = found["dense"]
+    lines = [
+        f"{found['model']} at {found['input_size']} px: {dense['macs'] / 1e6:,.2f}M MACs, {dense['params'] / 1e6:,.3f}M parameters",
+        f"{found['attention']} attention and {found['ffn']} feed-forward units in {found['blocks']} blocks",
+        f"budget: {found['budget']['target']:g} of the dense {found['budget']['metric']}",
+    ]
+    for phase in found["phases"]:
+        names = ", ".join(phase["strategies"]) or "plain training"
+        lines.append(f"phase {phase['name']}: {phase['epochs']} epochs, {names}")
+        if phase["least"] is not None:
+            lines.append(f"  can go down to {phase['least']:.4f} of the dense {found['budget']['metric']}")
+    memory = found["memory_bytes"]
+    lines.append(f"weights, gradients and AdamW's state: {memory / 2**20:,.1f} MiB, before activations")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Run a recipe: data, phases, the training loop, checkpoints, evaluation, the result."""

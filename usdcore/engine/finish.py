@@ -1,0 +1,133 @@
+"""After the phases: save, evaluate in a new process, train the controls, measure latency, write the result and its report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from usdcore.artifact import create, load, save
+from usdcore.costs import Cost, cost
+from usdcore.engine.assess import Assessor
+from usdcore.engine.controls import NARROW, narrow_plan
+from usdcore.engine.evaluate import evaluation_loader
+from usdcore.engine.fit import Stage
+from usdcore.engine.folder import write_aside
+from usdcore.engine.outcome import make_result
+from usdcore.errors import UsdcoreError
+from usdcore.latency import measure_latency
+from usdcore.plans import Plan
+from usdcore.report.page import write_report
+from usdcore.session import Session
+from usdcore.surgery import shrink
+
+if TYPE_CHECKING:
+    from usdcore.engine.phases import Run
+
+
+class Finish:
+    """What is left of a run when its phases are done. Each step's outcome is in the checkpoint before the next begins."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.recipe, self.folder, self.facts = run.recipe, run.folder, run.facts
+
+    def execute(self) -> dict[str, Any]:
+        """The result, after it was written."""
+        phases = len(self.recipe.phases)
+        if self.run.stage == phases:
+            self._save_and_evaluate()
+            self.run.advance(self._control_session() if self.recipe.controls else self.run.session)
+        if self.run.stage == phases + 1:
+            if self.recipe.controls:
+                self._train_control()
+            self.run.advance(self.run.session)
+        result = make_result(self.run, self._latency())
+        write_aside(self.folder.path / "result.json", json.dumps(result, indent=1) + "\n")
+        write_report(self.folder.path)
+        return result
+
+    def _save_and_evaluate(self) -> None:
+        run, session = self.run, self.run.session
+        if "dense" not in self.facts:
+            save(session.model, Plan(base=run.base), self.folder.dense)
+            self.facts["dense"] = {"top1": run.top1(session), "epochs": sum(p.epochs for p in self.recipe.phases)}
+        save(session.model, session.plan, self.folder.model)
+        run.log.say(f"saved {self.folder.model}; evaluating it in a new process")
+        self.facts["eval"] = self._in_new_process()
+        here = Assessor(session, self.recipe, run.data, run.device)
+        promised = here.at(self.recipe.budget.batch_size)
+        there = next(row for row in self.facts["eval"] if row["batch_size"] == self.recipe.budget.batch_size)
+        assert there["executed_macs"] == promised.execution.macs, "the reloaded model executes something else"
+        self.facts["standard_error"] = promised.execution.standard_error
+        self.facts["rates"] = promised.execution.rates
+        threshold_plan = session.plan
+        self.facts["dial"] = [self._dial(here, target) for target in self.recipe.evaluate.dial]
+        session.plan = threshold_plan
+
+    def _dial(self, here: Assessor, target: float) -> dict[str, Any]:
+        try:
+            return here.turn_to(target)
+        except UsdcoreError as error:
+            self.run.log.say(f"dial: {error}")
+            return {"target": target, "threshold": None, "executed_macs": None, "top1": None}
+
+    def _in_new_process(self) -> list[dict[str, Any]]:
+        command = [sys.executable, "-m", "usdcore", "eval", str(self.folder.path), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            msg = f"the saved model could not be evaluated in a new process ({' '.join(command)}):\n{done.stderr}"
+            raise RuntimeError(msg)
+        rows: list[dict[str, Any]] = json.loads(done.stdout)["eval"]
+        return rows
+
+    def _control_session(self) -> Session:
+        """The narrow model, fresh; its plan is uniform."""
+        run = self.run
+        row = next(row for row in self.facts["eval"] if row["batch_size"] == self.recipe.budget.batch_size)
+        torch.manual_seed(self.recipe.seed)
+        dense = create(run.base)
+        example = torch.zeros(1, *run.base.input_shape)
+        whole = Session(dense, example, run.session.budget, Plan(base=run.base))
+        plan = Plan(base=run.base).then(narrow_plan(whole.units, row["executed_macs"]).records)
+        return Session(shrink(dense, plan).to(run.device), example, run.session.budget, plan, run.session.dense)
+
+    def _train_control(self) -> None:
+        run, session = self.run, self.run.session
+        epochs = sum(phase.epochs for phase in self.recipe.phases)
+        run.log.say(f"control: the narrow dense model, {epochs} epochs")
+        session.begin_phase([])
+        run.fit(session, Stage("control narrow", epochs, run.train_config(self.recipe.phases[0]), epochs), [])
+        save(session.model, session.plan, self.folder.control("narrow"))
+        found: Cost = cost(session.units)
+        self.facts["narrow"] = {
+            "name": "narrow",
+            "description": NARROW,
+            "params": found.params,
+            "macs": found.macs,
+            "top1": run.top1(session),
+            "epochs": epochs,
+        }
+
+    def _latency(self) -> dict[str, list[dict[str, Any]]]:
+        """Dense, compressed and controls side by side, on evaluation images."""
+        files = {"dense": self.folder.dense, "compressed": self.folder.model}
+        if self.recipe.controls:
+            files["narrow"] = self.folder.control("narrow")
+        models = {name: load(path, self.run.device) for name, path in files.items()}
+        sizes = self.recipe.latency.batch_sizes
+        loader = evaluation_loader(self.run.data.test, max(sizes), self.recipe.seed, "shuffled", 0)
+        images = next(iter(loader))[0].to(self.run.device)
+        self.run.log.say("measuring latency")
+        return measure_latency(
+            models,
+            self.run.base.input_shape,
+            sizes,
+            repeats=self.recipe.latency.repeats,
+            device=self.run.device,
+            threads=torch.get_num_threads(),
+            inputs=images,
+        )

@@ -1,0 +1,81 @@
+"""The folder of a run: whose it is, and where each file lies."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from usdcore.errors import UsdcoreError
+from usdcore.recipe import dump_recipe, load_recipe, recipe_sha256
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from usdcore.recipe import Recipe
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a text file aside, then rename it: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.aside")
+    aside.write_text(text)
+    os.replace(aside, path)
+
+
+class RunFolder:
+    """Paths of a run. `claim` makes the folder this recipe's, or refuses if it is another's."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path = path
+        self.recipe = recipe
+        self.sha256 = recipe_sha256(recipe)
+        self.model = path / "model.safetensors"
+        self.checkpoint = path / "checkpoints" / "last.safetensors"
+        self.dense = path / "checkpoints" / "dense.safetensors"
+
+    def control(self, name: str) -> Path:
+        """The weights of a control."""
+        return self.path / "checkpoints" / f"{name}.safetensors"
+
+    def claim(self) -> None:
+        """Errors: a path that is no folder, can't be written, or belongs to another recipe (with the difference)."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._check_owner()
+            write_aside(self.path / "recipe.yaml", dump_recipe(self.recipe))
+        except OSError as error:
+            msg = f"{self.path}: can't write the run's folder: {error.strerror or error}"
+            raise UsdcoreError(msg) from None
+
+    def result(self) -> dict[str, Any] | None:
+        """What a finished run wrote; None if it is not finished."""
+        path = self.path / "result.json"
+        if not path.is_file():
+            return None
+        self._check_owner()
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def _check_owner(self) -> None:
+        theirs = self.path / "recipe.yaml"
+        if not theirs.is_file():
+            if (self.path / "checkpoints").exists() or (self.path / "result.json").exists():
+                msg = f"{self.path}: holds a run without its recipe.yaml; choose another folder with --out"
+                raise UsdcoreError(msg)
+            return
+        if recipe_sha256(load_recipe(theirs)) == self.sha256:
+            return
+        lines = difflib.unified_diff(
+            theirs.read_text().splitlines(),
+            dump_recipe(self.recipe).splitlines(),
+            "there",
+            "asked for",
+            lineterm="",
+            n=0,
+        )
+        msg = (
+            f"{self.path}: belongs to another recipe; choose another folder with --out, or remove it. The difference:\n"
+        )
+        raise UsdcoreError(msg + "\n".join(lines))

@@ -1,0 +1,85 @@
+"""What a run says while it runs: one JSON line per epoch in `metrics.jsonl`, and progress on the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class RunLog:
+    """A bar on a terminal; elsewhere a plain line at most every `interval` seconds, and at the end of each stage."""
+
+    def __init__(self, path: Path, interval: float = 10.0) -> None:
+        self.path = path
+        self.console = Console(stderr=True, highlight=False)
+        self.interval = interval
+        self._last = time.monotonic()
+        self._progress: Progress | None = None
+        self._task: tuple[str, TaskID] | None = None
+        self._words = ""
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self.close()
+        self.console.print(text, markup=False)
+
+    def write(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+
+    def tick(self, stage: str, epoch: int, epochs: int, share: float) -> None:
+        """A step was taken; `share` of the epoch is done."""
+        if not sys.stderr.isatty():
+            return
+        if self._progress is None or self._task is None or self._task[0] != stage:
+            self.close()
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[words]}"),
+            )
+            self._progress = Progress(*columns, console=self.console, transient=True)
+            self._progress.start()
+            self._task = (stage, self._progress.add_task(stage, total=epochs, words=""))
+        self._progress.update(self._task[1], completed=epoch + share, words=self._words)
+
+    def epoch(self, stage: str, epoch: int, epochs: int, means: dict[str, float], images_per_second: float) -> None:
+        """An epoch is done."""
+        self.write(stage=stage, epoch=epoch, images_per_second=round(images_per_second, 1), **means)
+        parts = [f"{name} {value:.4f}" for name, value in means.items()]
+        self._words = "  ".join(parts)
+        is_last = epoch + 1 == epochs
+        if not sys.stderr.isatty() and (is_last or time.monotonic() - self._last > self.interval):
+            self._last = time.monotonic()
+            rate = f"{images_per_second:.0f} images/s"
+            self.console.print(f"{stage} {epoch + 1}/{epochs}  {self._words}  {rate}", markup=False, soft_wrap=True)
+
+    def rewind(self, lines: int) -> None:
+        """Forget what was written after the checkpoint that the run goes on from."""
+        if self.path.is_file():
+            kept = self.path.read_text().splitlines(keepends=True)[:lines]
+            aside = self.path.with_name(f".{self.path.name}.aside")
+            aside.write_text("".join(kept))
+            os.replace(aside, self.path)
+
+    @property
+    def lines(self) -> int:
+        """How many lines were written so far."""
+        return len(self.path.read_text().splitlines()) if self.path.is_file() else 0
+
+    def close(self) -> None:
+        """Take the bar off the terminal."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._task = None, None

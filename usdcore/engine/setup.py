@@ -1,0 +1,139 @@
+"""From a recipe to live objects: the device, the model with its weights, the strategies, the budget."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from usdcore.artifact import create
+from usdcore.errors import UsdcoreError, nearest
+from usdcore.hooks import registry
+from usdcore.plans import Base
+from usdcore.strategy import Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from usdcore.engine.data import DataSets
+    from usdcore.recipe import BudgetConfig, ModelConfig, Recipe
+    from usdcore.strategy import Strategy
+
+
+def pick_device(recipe: Recipe) -> torch.device:
+    """`auto` takes CUDA where there is one. Also sets the number of CPU threads. Errors: CUDA asked for and not there."""
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        msg = "device: cuda was asked for, but torch sees no CUDA device; use device: auto or cpu"
+        raise UsdcoreError(msg)
+    name = "cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def autocast(device: torch.device, amp: str) -> Callable[[], Any]:
+    """A context for each forward: bf16 autocast, or nothing."""
+    if amp == "bf16":
+        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext
+
+
+def load_data(recipe: Recipe) -> DataSets:
+    """The recipe's data. Errors: the source's own, and classes that do not match the model's."""
+    source = registry().load("data-source", recipe.data.source)
+    data: DataSets = source(recipe.data).load()
+    if data.num_classes != recipe.model.num_classes:
+        msg = (
+            f"the data has {data.num_classes} classes ({data.description}), but model.num_classes is "
+            f"{recipe.model.num_classes}: set model.num_classes to {data.num_classes}"
+        )
+        raise UsdcoreError(msg)
+    return data
+
+
+def make_base(model: ModelConfig, input_size: int, in_chans: int) -> Base:
+    """The base of the run's plan. `img_size` and `in_chans` are given to timm where they differ from its defaults."""
+    kwargs = dict(model.kwargs)
+    if model.name not in timm.list_models():
+        msg = f"model.name: timm has no model named {model.name!r}: {nearest(model.name, timm.list_models())}"
+        raise UsdcoreError(msg)
+    config = timm.models.get_pretrained_cfg(model.name)
+    default = config.input_size if config is not None else (3, 224, 224)
+    if input_size != default[-1]:
+        kwargs.setdefault("img_size", input_size)
+    if in_chans != default[0]:
+        kwargs.setdefault("in_chans", in_chans)
+    return Base(
+        name=model.name, kwargs=kwargs, num_classes=model.num_classes, input_shape=(in_chans, input_size, input_size)
+    )
+
+
+def build_model(base: Base, model: ModelConfig) -> nn.Module:
+    """The dense model: fresh, timm's pretrained, or with the user's own weights."""
+    if model.weights is not None:
+        built = create(base)
+        _load_weights(built, Path(model.weights))
+        return built
+    if model.pretrained:
+        try:
+            pretrained: nn.Module = timm.create_model(
+                base.name, pretrained=True, num_classes=base.num_classes, **base.kwargs
+            )
+        except Exception as error:  # the hub raises many kinds; each means the same to the user
+            msg = f"model.pretrained: the weights of {base.name} can't be fetched ({error}); give model.weights: FILE"
+            raise UsdcoreError(msg) from error
+        return pretrained
+    return create(base)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """safetensors, or a torch file read with `weights_only`, so that nothing in it can run code."""
+    if not path.is_file():
+        msg = f"model.weights: {path}: no such file"
+        raise UsdcoreError(msg)
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("model", state.get("state_dict", state)) if isinstance(state, dict) else state
+        model.load_state_dict(state, strict=True)
+    except SafetensorError as error:
+        msg = f"model.weights: {path}: a damaged safetensors file: {error}"
+        raise UsdcoreError(msg) from None
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, KeyError, ... for a bad file
+        msg = f"model.weights: {path} does not fit the model: {str(error).strip()}"
+        raise UsdcoreError(msg) from error
+
+
+def make_budget(budget: BudgetConfig) -> Budget:
+    """The recipe's budget as the session takes it."""
+    if budget.macs is not None:
+        return Budget("macs", budget.macs, budget.batch_size, budget.scope, budget.static)
+    assert budget.params is not None
+    return Budget("params", budget.params, budget.batch_size, budget.scope, budget.static)
+
+
+class Strategies:
+    """The strategies of a run by name: one named again in a later phase is the same object, with its mutable options renewed."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, Strategy] = {}
+
+    def of(self, configs: Any) -> list[Strategy]:
+        """The objects that a phase names, in its order."""
+        phase = []
+        for config in configs:
+            if config.use in self.made:
+                self.made[config.use].config = config
+            else:
+                self.made[config.use] = registry().load("strategy", config.use)(config)
+            phase.append(self.made[config.use])
+        return phase

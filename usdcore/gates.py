@@ -1,0 +1,168 @@
+"""Gates: what a strategy puts at a site of the model, and the state of one forward that all gates share.
+
+A site is named by the branch or group it acts on: `blocks.0.attn` is a branch, `blocks.0.attn:heads` a group.
+
+Shape legend: B batch, N tokens, C width of the stream, n entries of a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+Scope = Literal["static", "batch", "sample"]
+Mode = Literal["auto", "masked", "skipping"]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One decision at one site.
+
+    `keep` is the factor on the branch's delta or on the group's entries, and what the cost counts: shape [] or [B] for a
+    branch, [n] or [B, n] for a group. `drop` is the weight of the path around the branch; None means `1 - keep`
+    (a convex mixture, so that the stream itself passes unscaled).
+    """
+
+    keep: Tensor
+    drop: Tensor | None = None
+
+
+@dataclass
+class ForwardState:
+    """What one forward of a gated model knows: how many forwards there were, the batch size, every draw made so far."""
+
+    tick: int = 0
+    batch_size: int = 0
+    draws: dict[str, list[Draw]] = field(default_factory=dict)
+    static: dict[str, Tensor] = field(default_factory=dict)
+    dynamic: dict[str, Tensor] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> ForwardState:
+        return ForwardState(self.tick)  # draws belong to a graph of autograd that can't be copied
+
+    def record(self, draws: Mapping[str, Draw], is_static: bool) -> None:
+        """Add the draws of one gate. Static and dynamic keeps are also held apart: the shrunk model has the former alone."""
+        side = self.static if is_static else self.dynamic
+        for site, draw in draws.items():
+            self.draws.setdefault(site, []).append(draw)
+            side[site] = side[site] * draw.keep if site in side else draw.keep
+
+    def keep(self, site: str) -> Tensor | None:
+        """The product of the keep factors of all gates at `site`; None where no gate acts."""
+        draws = self.draws.get(site)
+        if not draws:
+            return None
+        keep = draws[0].keep
+        for draw in draws[1:]:
+            keep = keep * draw.keep
+        return keep
+
+    def around(self, site: str) -> Tensor | None:
+        """The weight of the stream itself at a branch: `keep + drop`; None where it is 1 (all gates convex).
+
+        With a static pair (a0, a1) and a dynamic gate g this is g*a0 + (1-g)*a1: Eq. 8 of USDC as printed.
+        """
+        draws = self.draws.get(site, [])
+        if all(draw.drop is None for draw in draws):
+            return None
+        keep = self.keep(site)
+        assert keep is not None
+        drop: Tensor | None = None
+        for draw in draws:
+            part = 1 - draw.keep if draw.drop is None else draw.drop
+            drop = part if drop is None else drop * part
+        assert drop is not None
+        return keep + drop
+
+    def keeps(self) -> dict[str, Tensor]:
+        """`keep` of every site that was drawn."""
+        return {site: keep for site in self.draws if (keep := self.keep(site)) is not None}
+
+
+class Gate(nn.Module):
+    """Decides at one or several sites.
+
+    A gate with `tap` None is drawn at the start of every forward; one whose `tap` names a block is given the stream that
+    enters this block. In training mode draws may be soft or hard with a straight-through gradient; in evaluation mode
+    they are exactly 0 or 1. `scope` says how many samples share a decision in evaluation.
+    """
+
+    sites: tuple[str, ...]
+    tap: str | None = None
+    scope: Scope = "static"
+    threshold: float = 0.0
+    paper_flops: int = 0  # what the gate costs by its paper's own rule: for reports, never for the budget
+    is_neutral: bool = False
+
+    def neutral(self, on: bool = True) -> None:
+        """While on, every factor is exactly 1."""
+        self.is_neutral = on
+
+    def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
+        """The decisions at this gate's sites. `x_BNC` is the stream at the tap, None for a gate without one."""
+        raise TypeError(f"{type(self).__name__} does not say how it draws")
+
+    def macs(self) -> Tensor | float:
+        """Multiply-accumulates that the gate itself takes per sample; differentiable where a choice is searched."""
+        return 0.0
+
+    def neutral_draws(self) -> dict[str, Draw]:
+        """Factors of exactly 1 at every site."""
+        device = next((t.device for t in self.parameters()), torch.device("cpu"))
+        return {site: Draw(torch.ones((), device=device)) for site in self.sites}
+
+
+class Gating(nn.Module):
+    """All gates of a model. It is the model's child `usdcore`, so gates are saved, moved and trained with the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = nn.ModuleDict()
+        self.mode: Mode = "auto"
+        self.state = ForwardState()
+
+    def add(self, key: str, gate: Gate) -> None:
+        """Put a gate under `key` (see `plans.gate_key`)."""
+        self.gates[key] = gate
+
+    def carry_over(self, old: Gating) -> None:
+        """Take the weights of the gates in `old` that bear the same key."""
+        for key, gate in self.gates.items():
+            if key in old.gates:
+                gate.load_state_dict(old.gates[key].state_dict())
+
+    def all(self) -> Iterator[Gate]:
+        """Every gate, in the order in which they were added."""
+        for gate in self.gates.values():
+            assert isinstance(gate, Gate)
+            yield gate
+
+    @property
+    def skips(self) -> bool:
+        """Whether a branch that is off is left out (evaluation) rather than computed and multiplied by 0 (training)."""
+        return self.mode == "skipping" or (self.mode == "auto" and not self.training)
+
+    def begin(self, batch_size: int) -> None:
+        """Start a forward: forget the last one's draws and draw the gates that need no input."""
+        self.state = ForwardState(self.state.tick + 1, batch_size)
+        self._draw(None, None)
+
+    def enter(self, block: str, x_BNC: Tensor) -> None:
+        """The stream enters `block`: draw the gates that tap it."""
+        self._draw(block, x_BNC)
+
+    def _draw(self, tap: str | None, x_BNC: Tensor | None) -> None:
+        for gate in self.all():
+            if gate.tap == tap:
+                draws = gate.neutral_draws() if gate.is_neutral else gate.draw(x_BNC, self.state)
+                self.state.record(draws, is_static=gate.scope == "static")
+
+    def macs(self) -> Tensor | float:
+        """Multiply-accumulates of all gates per sample."""
+        return sum((gate.macs() for gate in self.all()), start=0.0)

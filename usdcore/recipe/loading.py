@@ -1,0 +1,67 @@
+"""Read a recipe: files, overrides, validation; every mistake at once, each with its position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from usdcore.recipe.explain import explain
+from usdcore.recipe.problems import RecipeError
+from usdcore.recipe.schema import Recipe
+from usdcore.recipe.sources import apply_overrides, read_tree
+from usdcore.recipe.tree import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from usdcore.recipe.problems import Problem
+    from usdcore.recipe.tree import Node
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe, and what was written (files merged, overrides applied) with the origin of every value."""
+
+    recipe: Recipe
+    written: Node
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, merge and validate a recipe.
+
+    A file may extend others (``extends: base.yaml``, or a list; relative to the file). Relative paths in a recipe (the
+    model's weights, the data's root) are relative to the current directory, so that a recipe can be shared.
+
+    Args:
+        path: a YAML file.
+        overrides: ``a.b=value`` each, the value as YAML; ``phases.0.epochs=3`` addresses a list's item.
+
+    Raises:
+        RecipeError: its `problems` are all mistakes, with file, line, column and what to do.
+    """
+    return read_recipe(path, overrides).recipe
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Like `load_recipe`, and keeps what was written."""
+    problems: list[Problem] = []
+    written = apply_overrides(read_tree(Path(path), problems), overrides, problems)
+    try:
+        # As JSON, because only there strict checks still take a list for a tuple and a string for a path.
+        recipe = Recipe.model_validate_json(to_json(plain(written), inf_nan_mode="constants"), strict=True)
+    except ValidationError as error:
+        problems += explain(error, written, Recipe)
+        raise RecipeError(sorted(problems, key=_position)) from None
+    if problems:
+        raise RecipeError(sorted(problems, key=_position))
+    return LoadedRecipe(recipe, written)
+
+
+def _position(problem: Problem) -> tuple[bool, str, int, int]:
+    """Files first, in reading order; then overrides, as they were given."""
+    origin = problem.origin
+    return (origin.line == 0, origin.file if origin.line else "", origin.line, origin.column)

@@ -1,0 +1,160 @@
+"""From files and overrides to one tree: `extends` merges files, `--set` replaces single values."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, NoReturn
+
+from usdcore.errors import nearest
+from usdcore.recipe.document import MAX_BYTES, MAX_DEPTH, parse
+from usdcore.recipe.problems import Problem, RecipeError, show_path
+from usdcore.recipe.tree import Node, Origin, merge
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from usdcore.recipe.tree import Path
+
+MAX_FILES = 64
+
+
+def read_tree(path: FilePath, problems: list[Problem]) -> Node:
+    """A recipe file with everything it extends: earlier parents first, then later ones, then the file itself.
+
+    Mistakes that leave something to go on with are added to `problems`.
+
+    Raises:
+        RecipeError: a file that can't be read, is no YAML mapping, or extends itself.
+    """
+    return _Reader(problems).read(path, Origin(str(path)), ())
+
+
+class _Reader:
+    """Reads files, each relative to the one that extends it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        self.files = 0
+
+    def read(self, path: FilePath, asked_at: Origin, chain: tuple[FilePath, ...]) -> Node:
+        """One file, merged over its parents. `chain`: the files that are being read, from the first."""
+        here = path.resolve()
+        if here in chain:
+            loop = " -> ".join(p.name for p in (*chain[chain.index(here) :], here))
+            self._stop(asked_at, f"the recipe extends itself: {loop}; remove one of these extends")
+        self.files += 1
+        if self.files > MAX_FILES:
+            self._stop(asked_at, f"more than {MAX_FILES} files by extends; merge some of them")
+        root = parse(self._text(path, asked_at), str(path), self.problems)
+        if not isinstance(root.value, dict):
+            what = "the file is empty" if root.value is None else "not a mapping of keys"
+            self._stop(root.origin, f"{what}; a recipe starts with lines such as 'name: my-run'", ())
+        own = Node({key: node for key, node in root.value.items() if key != "extends"}, root.origin)
+        merged: Node | None = None
+        for parent in self._parents(root.value.get("extends")):
+            file = FilePath(os.path.normpath(path.parent / str(parent.value)))
+            tree = self.read(file, parent.origin, (*chain, here))
+            merged = tree if merged is None else merge(merged, tree)
+        return own if merged is None else merge(merged, own)
+
+    def _parents(self, extends: Node | None) -> list[Node]:
+        if extends is None:
+            return []
+        parents = extends.value if isinstance(extends.value, list) else [extends]
+        for parent in parents:
+            if not isinstance(parent.value, str) or not parent.value:
+                self._stop(parent.origin, "not the name of a file; write 'extends: base.yaml' or a list of files")
+        return parents
+
+    def _text(self, path: FilePath, asked_at: Origin) -> str:
+        if not path.is_file():
+            near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+            hint = nearest(path.name, near) if near else "check the path"
+            at, key = (asked_at, ("extends",)) if asked_at.line else (Origin(str(path)), ())
+            self._stop(
+                at, f"{path} is a folder, not a file" if path.is_dir() else f"there is no file {path}; {hint}", key
+            )
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            self._stop(Origin(str(path)), f"can't be read ({error.strerror}); check its permissions", ())
+        if len(content) > MAX_BYTES:
+            self._stop(Origin(str(path)), f"larger than {MAX_BYTES} bytes; this is no recipe", ())
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            self._stop(Origin(str(path), line, 1), "not UTF-8 text; save the file as UTF-8", ())
+
+    def _stop(self, origin: Origin, text: str, path: Path = ("extends",)) -> NoReturn:
+        raise RecipeError([*self.problems, Problem(origin, path, text)])
+
+
+def apply_overrides(root: Node, overrides: Sequence[str], problems: list[Problem]) -> Node:
+    """`root` with each ``a.b=value`` in place of what was there; mistakes are added to `problems`.
+
+    The value is YAML; it replaces the old one as it is (null is a value here). A number addresses a list's item, and
+    the length of the list appends. Missing mappings on the way are made.
+    """
+    for override in overrides:
+        origin = Origin(f"--set {override}")
+        keys, equals, text = override.partition("=")
+        path: Path = tuple(int(part) if part.isdecimal() else part for part in keys.strip().split("."))
+        if not equals or "" in path or len(path) > MAX_DEPTH:
+            problems.append(Problem(origin, (), "not of the form a.b=value; name a key, with dots, and its new value"))
+            continue
+        if path[0] == "extends":
+            problems.append(Problem(origin, path, "extends can't be overridden; write a file that extends others"))
+            continue
+        noted: list[Problem] = []
+        try:
+            value = _rooted(parse(text, origin.file, noted), origin)
+            root = _replace(root, path, value, ())
+            problems += [Problem(origin, (*path, *note.path), note.text) for note in noted]
+        except _StepError as step:
+            problems.append(Problem(origin, step.path, step.text))
+        except RecipeError as error:
+            problems.append(Problem(origin, path, error.problems[0].text))
+    return root
+
+
+class _StepError(Exception):
+    """An override's path does not fit the recipe."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(text)
+        self.path, self.text = path, text
+
+
+def _replace(node: Node, path: Path, value: Node, done: Path) -> Node:
+    """A copy of `node` with `value` at `path`; `done` is the path to `node`."""
+    if not path:
+        return value
+    part, rest = path[0], path[1:]
+    if isinstance(node.value, list):
+        items, last = list(node.value), len(node.value)
+        if not isinstance(part, int) or part > last:
+            have = f"0 to {last - 1}, or {last}" if last else "0"
+            raise _StepError((*done, str(part)), f"{show_path(done)} is a list of {last}; use {have} to append")
+        old = items[part] if part < last else Node({}, value.origin)
+        items[part : part + 1] = [_replace(old, rest, value, (*done, part))]
+        return Node(items, node.origin)
+    if not isinstance(node.value, dict):
+        text = f"{show_path(done)} is the value {node.value!r}, not a mapping; set {show_path(done)} as a whole"
+        raise _StepError((*done, str(part)), text)
+    key = str(part)
+    old = node.value.get(key, Node({}, value.origin))
+    if rest and old.value is None:
+        old = Node({}, value.origin)
+    return Node({**node.value, key: _replace(old, rest, value, (*done, key))}, node.origin)
+
+
+def _rooted(node: Node, origin: Origin) -> Node:
+    """The same value, all of it written by the override."""
+    if isinstance(node.value, dict):
+        return Node({key: _rooted(inner, origin) for key, inner in node.value.items()}, origin)
+    if isinstance(node.value, list):
+        return Node([_rooted(inner, origin) for inner in node.value], origin)
+    return Node(node.value, origin)

@@ -1,0 +1,101 @@
+"""The report of a run: `report.md`, a self-contained `report.html`, and the figures, all from `result.json` alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup
+
+from usdcore.report import canvas, words
+from usdcore.report.figure import dial_figure, structure_figure
+from usdcore.report.files import write_atomic
+from usdcore.report.result import Result, read_result
+from usdcore.report.sections import sections
+from usdcore.report.table import Table, to_markdown
+from usdcore.report.text import escape_markdown
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FIGURES = "figures"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written, and why something was not."""
+
+    result: Result
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+def write_report(run_dir: Path) -> Report:
+    """Write `report.md`, `report.html` and `figures/` beside `run_dir/result.json`; each file is replaced in one step.
+
+    Without matplotlib the report has no figures, and `notes` says so.
+
+    Raises:
+        UsdcoreError: the run has no result yet, or one that can't be read.
+    """
+    result = read_result(run_dir)
+    figures, notes = _write_figures(result, run_dir)
+    stems = {path.stem: path for path in figures if path.suffix == ".svg"}
+    page = {
+        "result": result,
+        "verdict": words.verdict(result),
+        "sections": sections(result),
+        "figures": stems,
+        "notes": notes,
+    }
+    files = (
+        write_atomic(run_dir / "report.md", _markdown().get_template("report.md.j2").render(page).encode()),
+        write_atomic(run_dir / "report.html", _html().get_template("report.html.j2").render(page).encode()),
+        *figures,
+    )
+    return Report(result, files, notes)
+
+
+def _write_figures(result: Result, run_dir: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
+    try:
+        drawn = structure_figure(result, run_dir / FIGURES / "structure") if result.structure else ()
+        return (*drawn, *dial_figure(result, run_dir / FIGURES / "dial")), ()
+    except canvas.PlotsMissingError as missing:
+        return (), (str(missing),)
+
+
+def _html() -> jinja2.Environment:
+    environment = _environment(autoescape=True)
+    environment.filters["inline_svg"] = _inline_svg
+    return environment
+
+
+def _markdown() -> jinja2.Environment:
+    # HTML's escapes are not Markdown's: each printed value is escaped here instead, unless a filter made Markdown.
+    environment = _environment(autoescape=False, finalize=_markdown_value)
+    environment.filters["table"] = _markdown_table
+    return environment
+
+
+def _environment(**options: Any) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("usdcore.report"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **options,
+    )
+
+
+def _markdown_value(value: object) -> str:
+    return value if isinstance(value, Markup) else escape_markdown(str(value))
+
+
+def _markdown_table(table: Table) -> Markup:
+    return Markup(to_markdown(table))
+
+
+def _inline_svg(path: Path, label: str) -> Markup:
+    return Markup(canvas.inline_svg(path.read_text(encoding="utf-8"), path.stem, label))

@@ -1,0 +1,51 @@
+"""What a command prints at its end: the before/after table of a run, or the rows of an evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from usdcore.report import text, words
+from usdcore.report.result import read_result
+from usdcore.report.table import Table, headline, to_terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def print_result(run_dir: Path, notes: Sequence[str] = ()) -> None:
+    """The before/after table, whether the budget was met, and where the report lies."""
+    result = read_result(run_dir)
+    console = Console()
+    console.print(to_terminal(headline(result)))
+    for line in (words.verdict(result), *notes, f"report: {run_dir / 'report.html'}"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_evaluation(found: dict[str, Any]) -> None:
+    """The rows of `usdcore eval`: the model at several batch sizes, and at a budget that was asked for."""
+    dense = found["dense_macs"]
+    console = Console()
+    if "dial" in found:
+        dial = found["dial"]
+        line = (
+            f"asked {dial['target']:g}, executed {dial['executed_macs'] / dense:.4f} of the dense MACs at threshold "
+            f"{dial['threshold']:.4f}: top-1 {text.top1(dial['top1'])}"
+        )
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if "eval" in found:
+        rows = tuple(
+            (
+                str(row["batch_size"]),
+                row["scope"],
+                row["order"],
+                text.top1(row["top1"]),
+                text.of_dense(row["executed_macs"], dense),
+                str(row["images"]),
+            )
+            for row in found["eval"]
+        )
+        columns = ("Batch size", "Decision per", "Order", "Top-1", "Executed MACs", "Images")
+        console.print(to_terminal(Table(columns, rows, left=(1, 2))))

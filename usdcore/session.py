@@ -1,0 +1,268 @@
+"""A model, a budget and strategies, for any training loop.
+
+    session = Session(model, images, Budget("macs", 0.5, batch_size=32), plan)
+    session.begin_phase([strategy, ...])
+    for step, (images, target) in enumerate(loader):
+        session.begin_step(step, num_steps)
+        output = session.model(images)
+        loss = criterion(output, target) + session.loss(output, target)
+        loss.backward(); session.after_backward(); optimizer.step(); session.after_step()
+    session.end_phase(batches)          # decides, really shrinks, and puts the gates back
+    session.calibrate(batches)          # the gates' threshold, to meet the budget
+
+`batches` is a function that yields batches of calibration images of the budget's batch size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from usdcore.costs import Cost, Tree, cost
+from usdcore.errors import UsdcoreError
+from usdcore.gates import Gating
+from usdcore.measure import Calibration, Execution, calibrate, execute
+from usdcore.plans import Drop, Plan
+from usdcore.projection import Limits, Projection, Projector
+from usdcore.runner import attach, detach, gating_of
+from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext
+from usdcore.surgery import attach_plan, shrink_found
+from usdcore.units import find_units
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from usdcore.gates import Gate
+    from usdcore.plans import Keep
+    from usdcore.strategy import Decision, Strategy
+
+    Batches = Callable[[], Iterable[Tensor]]
+
+
+@dataclass(frozen=True)
+class PhaseEnd:
+    """What the end of a phase found: gate rates, and (where something static was decided) the projection.
+
+    `searched` is the share of the dense model that the search itself came to, by its own signs, before projection.
+    """
+
+    execution: Execution
+    projection: Projection | None
+    searched: float | None
+
+
+class Session:
+    """The seam between strategies and a training loop. `model` is replaced by a smaller one at the end of a phase.
+
+    `example_inputs` [B, C, H, W] is used for its shape. `dense` is the cost that shares refer to: the given model's own
+    unless it was shrunk before.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Tensor,
+        budget: Budget,
+        plan: Plan | None = None,
+        dense: Cost | None = None,
+    ) -> None:
+        self.model = model
+        self.budget = budget
+        self.plan = plan or Plan()
+        self.example_inputs = example_inputs[:1].to("meta")
+        gating = detach(model)
+        self.units = find_units(model, self.example_inputs)
+        if gating is not None:
+            attach(model, self.units, gating)
+        self.dense = dense or cost(self.units)
+        self.strategies: list[Strategy] = []
+        self.parameter_groups: list[ParameterGroup] = []
+        self.ctx = StepContext()
+        self._tree = Tree(self.units, budget.metric)
+
+    @property
+    def gating(self) -> Gating | None:
+        """The gates now on the model."""
+        return gating_of(self.model)
+
+    @property
+    def dense_total(self) -> int:
+        """The dense model's cost in the budget's metric."""
+        return self.dense.macs if self.budget.metric == "macs" else self.dense.params
+
+    def begin_phase(self, strategies: Sequence[Strategy]) -> None:
+        """Attach the strategies. Errors: two at one site that do not compose, a budget that can't be reached."""
+        gating = detach(self.model) or Gating()
+        site = Attachment(self.model, self.units, self.budget, self.plan, gating)
+        for strategy in strategies:
+            site.current = strategy
+            strategy.gates = self._gates_of(strategy, gating)
+            strategy.attach(site)
+        self.strategies = list(strategies)
+        self.parameter_groups = site.parameter_groups
+        if len(gating.gates):
+            attach(self.model, self.units, gating.train(self.model.training))
+        if strategies:
+            self._check_reachable()
+
+    def begin_step(self, step: int, num_steps: int, epoch: int = 0) -> None:
+        """Before the forward of a step."""
+        self.ctx = StepContext(step, num_steps, epoch)
+
+    def losses(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The strategies' loss terms by name, after the forward. Two strategies' terms must have different names."""
+        gating = self.gating
+        self.ctx.output, self.ctx.target = output, target
+        if gating is not None:
+            self.ctx.spent, self.ctx.spent_static = self._spent(gating)
+        terms: dict[str, Tensor] = {}
+        for strategy in self.strategies:
+            for name, term in strategy.losses(self.ctx).items():
+                if name in terms:
+                    msg = f"two strategies give a loss term named {name!r}"
+                    raise UsdcoreError(msg)
+                terms[name] = term
+        return terms
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The sum of `losses`, shape []."""
+        return torch.stack([output.new_zeros(()), *self.losses(output, target).values()]).sum()
+
+    def after_backward(self) -> None:
+        """Between backward and the optimizer's step."""
+        for strategy in self.strategies:
+            strategy.after_backward(self.ctx)
+
+    def after_step(self) -> None:
+        """After the optimizer's step."""
+        for strategy in self.strategies:
+            strategy.after_step(self.ctx)
+
+    def execution(self, batches: Batches) -> Execution:
+        """What the gated model executes on calibration images."""
+        return execute(self.model, self.units, self.gating, batches())
+
+    def end_phase(self, batches: Batches) -> PhaseEnd:
+        """Measure gate rates, choose what goes so that the budget is met, shrink the model, keep the gates that stay."""
+        decisions = [strategy.decide() for strategy in self.strategies]
+        execution = self.execution(batches)
+        drops = tuple(dict.fromkeys([*(d for decision in decisions for d in decision.drops), *_never(execution)]))
+        projection = self._project(_scores(decisions), execution.rates, drops)
+        if projection is None:
+            static: list[Keep | Drop] = [Drop(branch=name) for name in drops]
+            searched = None
+        else:
+            static = projection.records
+            searched = (projection.before + self._gate_cost()) / self.dense_total
+        self._apply(static, execution, settle=False)
+        return PhaseEnd(execution, projection, searched)
+
+    def calibrate(self, batches: Batches, target: float | None = None, tolerance: float = 0.0005) -> Calibration | None:
+        """Set the gates' threshold so that `target` (a share of the dense MACs; default: the budget) is executed.
+
+        None where there are no gates or the budget is one that gates can't change (parameters).
+        """
+        gating = self.gating
+        if gating is None or self.budget.metric != "macs":
+            return None
+        share = self.budget.target if target is None else target
+        macs = self.dense.macs
+        found = calibrate(gating, lambda: self.execution(batches), share * macs, tolerance * macs)
+        self.plan = self.plan.without_gates().then(
+            record.model_copy(update={"config": {**record.config, "threshold": found.threshold}})
+            for record in self.plan.attached.values()
+        )
+        return found
+
+    def settle(self, batches: Batches) -> None:
+        """The run is at its end: a branch that is never on over the calibration images is dropped, a gate always on goes."""
+        if self.gating is not None:
+            execution = self.execution(batches)
+            self._apply([Drop(branch=name) for name in _never(execution)], execution, settle=True)
+
+    def _spent(self, gating: Gating) -> tuple[Tensor, Tensor]:
+        state, scale = gating.state, self._tree.total / self.dense_total
+        static = self._tree.expected(state.static) * scale
+        if self.budget.metric == "params":
+            return static, static
+        gates = gating.macs() / self.dense.macs
+        return self._tree.expected(state.keeps()) * scale + gates, static + gates
+
+    def _gate_cost(self) -> int:
+        gating = self.gating
+        if gating is None:
+            return 0
+        return int(gating.macs()) if self.budget.metric == "macs" else 0
+
+    def _project(self, scores: Mapping[str, Any], rates: dict[str, float], drops: tuple[str, ...]) -> Projection | None:
+        if not scores:
+            return None
+        spare = self._gate_cost()
+        static = None if self.budget.static is None else self.budget.static * self.dense_total - spare
+        limits = Limits(self.budget.target * self.dense_total - spare, static)
+        return Projector(self.units, self._tree, scores, rates).project(limits, drops)
+
+    def _apply(self, static: Sequence[Keep | Drop], execution: Execution, settle: bool) -> None:
+        """Replace the model by a smaller one; weights, and the gates that stay, carry over."""
+        gone = {record.branch for record in static if isinstance(record, Drop)}
+        attached = [r for s in self.strategies for r in s.records(gone, execution.rates, settle)]
+        named = {strategy.config.use for strategy in self.strategies}
+        attached += [record for record in self.plan.attached.values() if record.plugin not in named]
+        training, old = self.model.training, detach(self.model)
+        self.model, self.units = shrink_found(self.model, self.units, Plan(records=tuple(static)), self.example_inputs)
+        self.model.train(training)
+        self._tree = Tree(self.units, self.budget.metric)
+        self.plan = self.plan.without_gates().then([*static, *attached])
+        known = {strategy.config.use: type(strategy) for strategy in self.strategies}
+        attach_plan(self.model, self.units, self.plan, known)
+        if old is not None and self.gating is not None:
+            self.gating.carry_over(old)
+        for strategy in self.strategies:
+            strategy.gates = self._gates_of(strategy, self.gating)
+
+    def _gates_of(self, strategy: Strategy, gating: Gating | None) -> dict[str, Gate]:
+        """The gates that the plan says this strategy attached, by site."""
+        if gating is None:
+            return {}
+        records = [record for record in self.plan.attached.values() if record.plugin == strategy.config.use]
+        return {r.site: cast("Gate", gating.gates[r.key]) for r in records if r.key in gating.gates}
+
+    def least(self) -> float:
+        """The least share of the dense model that the attached strategies can reach, with everything off that they may touch."""
+        gating = self.gating
+        sites = {s for gate in gating.all() for s in gate.sites} if gating is not None else set()
+        groups = {name: 1 for name in sites if name in self.units.groups}
+        static = (
+            {s for gate in gating.all() if gate.scope == "static" for s in gate.sites} if gating is not None else set()
+        )
+        off = sites if self.budget.metric == "macs" else static
+        branches = {name: 0 for name in off if name in self.units.branches}
+        return (self._tree.decided(groups | branches) + self._gate_cost()) / self.dense_total
+
+    def _check_reachable(self) -> None:
+        least = self.least()
+        if least > self.budget.target:
+            msg = (
+                f"budget {self.budget.metric} {self.budget.target:g} can't be reached: with everything off that these "
+                f"strategies may touch, {least:.4f} of the dense model is left; ask for at least that, or let more be pruned"
+            )
+            raise UsdcoreError(msg)
+
+
+def _scores(decisions: Sequence[Decision]) -> dict[str, Any]:
+    """Scores of all strategies; an entry that two strategies score counts as its lower score."""
+    scores: dict[str, Any] = {}
+    for decision in decisions:
+        for site, tensor in decision.scores.items():
+            new = tensor.detach().cpu().double()
+            scores[site] = new if site not in scores else torch.minimum(scores[site], new)
+    return {site: tensor.numpy() for site, tensor in scores.items()}
+
+
+def _never(execution: Execution) -> list[str]:
+    """The branches whose gate was never on."""
+    return [name for name, rate in execution.rates.items() if rate == 0.0]

@@ -1,0 +1,174 @@
+"""What a strategy is: the one class a plugin author implements, and what it is handed.
+
+A strategy is configured by its own pydantic model, attached to the units of a model, asked for loss terms at every
+step and for its decision at the end of a phase. It never touches the model: it puts gates at sites.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from usdcore.errors import UsdcoreError
+from usdcore.plans import gate_key
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from usdcore.costs import Metric
+    from usdcore.gates import Gate, Gating, Scope
+    from usdcore.plans import Attach, Plan
+    from usdcore.units.types import Units
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The target as a share of the dense model. `static`, if given, bounds the shrunk model alone with all gates on."""
+
+    metric: Metric
+    target: float
+    batch_size: int
+    scope: Scope = "batch"
+    static: float | None = None
+
+
+@dataclass
+class StepContext:
+    """One training step as strategies see it. Shares are of the dense model, differentiable, of this step's draws."""
+
+    step: int = 0
+    num_steps: int = 1
+    epoch: int = 0
+    output: Tensor | None = None
+    target: Tensor | None = None
+    spent: Tensor | None = None  # the budget's metric, gates included
+    spent_static: Tensor | None = None  # the same with every dynamic gate on
+    claimed: set[str] = field(default_factory=set)
+
+    @property
+    def progress(self) -> float:
+        """From 0 at the first step of the phase to 1 at its end."""
+        return self.step / max(self.num_steps, 1)
+
+    def claim(self, term: str) -> bool:
+        """True for the first strategy that asks in a step: a term that several strategies share is added once."""
+        if term in self.claimed:
+            return False
+        self.claimed.add(term)
+        return True
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters that train beside the model's own: `lr_mult` scales the phase's learning rate, `lr` replaces it."""
+
+    parameters: list[nn.Parameter]
+    lr_mult: float = 1.0
+    lr: float | None = None
+    weight_decay: float = 0.0
+
+
+class Attachment:
+    """What a strategy is handed when a phase begins: the model (to read weights), its units, the budget, a place for gates."""
+
+    def __init__(self, model: nn.Module, units: Units, budget: Budget, plan: Plan, gating: Gating) -> None:
+        self.model = model
+        self.units = units
+        self.budget = budget
+        self.plan = plan
+        self.gating = gating
+        self.device = next(model.parameters()).device
+        self.parameter_groups: list[ParameterGroup] = []
+        self._composes: dict[str, list[Strategy]] = {}
+        self.current: Strategy | None = None
+
+    def gate(self, site: str, gate: Gate) -> None:
+        """Put a gate in the model; `site` names it among this strategy's gates.
+
+        Errors: a site that another strategy uses already, unless both declare that they compose there.
+        """
+        assert self.current is not None
+        groups = self.units.groups
+        for name in gate.sites:
+            kind = groups[name].kind if name in groups else "branch"
+            for other in self._composes.setdefault(name, []):
+                if kind not in other.composes or kind not in self.current.composes:
+                    names = f"{other.config.use} and {self.current.config.use}"
+                    msg = (
+                        f"{names} both act on {name} and do not both declare that they compose there: name one of them"
+                    )
+                    raise UsdcoreError(msg)
+            self._composes[name].append(self.current)
+        self.gating.add(gate_key(self.current.config.use, site), gate.to(self.device))
+        self.current.gates[site] = gate
+
+    def base_indices(self, group: str) -> tuple[int, ...] | None:
+        """Where the entries of a group stood in the base model; None if the group is whole."""
+        return self.plan.keep(group)
+
+    def param_group(self, group: ParameterGroup) -> None:
+        """Train these parameters too, with their own learning rate and weight decay."""
+        self.parameter_groups.append(group)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a strategy wants at the end of a phase.
+
+    `scores`: per branch (shape []) or group (shape [n]) how much each entry is worth keeping; an entry below 0 is one
+    that the strategy itself would remove. The budget picks the threshold. `drops` are decided already.
+    """
+
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    drops: tuple[str, ...] = ()
+
+
+class Strategy:
+    """Base class. Every method has a default that does nothing; `config` is the plugin's frozen pydantic model."""
+
+    #: Sites at which this strategy's factors multiply with those of others. Elsewhere it must be alone.
+    composes: frozenset[str] = frozenset({"branch", "heads", "hidden"})
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        #: This strategy's gates now on the model, by site; the session keeps it current when the model is shrunk.
+        self.gates: dict[str, Gate] = {}
+
+    def attach(self, site: Attachment) -> None:
+        """A phase begins: put gates at sites. Called again in each phase that names the strategy, on the shrunk model."""
+
+    def losses(self, ctx: StepContext) -> dict[str, Tensor]:
+        """Terms to add to the task's loss, by name."""
+        return {}
+
+    def after_backward(self, ctx: StepContext) -> None:
+        """Gradients are there, the optimizer has not stepped."""
+
+    def after_step(self, ctx: StepContext) -> None:
+        """The optimizer has stepped (proximal steps, dual ascent, schedules)."""
+
+    def decide(self) -> Decision:
+        """The phase is over: what to keep."""
+        return Decision()
+
+    def records(self, gone: set[str], rates: dict[str, float], settle: bool) -> list[Attach]:
+        """Attach records for the gates that stay.
+
+        `gone` are the branches that the plan drops, `rates` the measured execution rates. With `settle` the run is at
+        its end: a gate that is always on is left out too.
+        """
+        return []
+
+    @classmethod
+    def rebuild(cls, record: Attach) -> Gate:
+        """A gate from an attach record, with fresh weights; the artifact's weights are loaded into it afterwards."""
+        msg = f"{cls.__name__} attaches no gates"
+        raise TypeError(msg)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside the gates' own parameters: tensors, numbers, strings, lists, dicts."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""

@@ -1,0 +1,110 @@
+"""`find_units`: the one entry point of this package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from usdcore.units.attention import attention_drafts
+from usdcore.units.branches import BranchDraft, branch_drafts, build_blocks, build_branches, innermost
+from usdcore.units.build import build_group, explain, params_of, place
+from usdcore.units.drafts import UnitDraft, components
+from usdcore.units.execute import Executor
+from usdcore.units.ffn import ffn_drafts
+from usdcore.units.follow import follow
+from usdcore.units.graph import Ancestry, build_graph, residuals
+from usdcore.units.labels import label
+from usdcore.units.macs import op_macs
+from usdcore.units.record import record
+from usdcore.units.tally import Tally
+from usdcore.units.types import AttentionUnit, Branch, FeedForwardUnit, Group, Units
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from usdcore.units.labelling import Labelling
+
+
+def find_units(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Units:
+    """The attention, feed-forward and block units of `model`, found in its dataflow, whatever its classes are called.
+
+    `example_inputs` is what the forward takes, [B, C, H, W] for images; only shapes matter, so tensors on the meta device
+    will do. The model is only read: a weightless copy in evaluation mode runs once. What can't be pruned or gated is
+    there too, with a reason. Errors: a forward that fails, or that needs the values of its input.
+    """
+    executor = Executor()
+    trace = record(model, example_inputs, executor)
+    macs = [op_macs(trace, op) for op in trace.ops]
+    ancestry = Ancestry(trace)
+    flow = label(trace, ancestry, residuals(ancestry), macs)
+    component = components(flow)
+    finder = _Finder(flow, [*attention_drafts(flow, component), *ffn_drafts(flow, component)], executor)
+    attention, ffn = finder.units()
+    return Units(
+        attention=attention,
+        ffn=ffn,
+        blocks=build_blocks(flow, finder.built),
+        graph=build_graph(trace, macs),
+        macs=sum(macs),
+        params=sum(trace.parameters.values()),
+    )
+
+
+class _Finder:
+    """Names the units and puts groups and branches in them."""
+
+    def __init__(self, flow: Labelling, drafts: list[UnitDraft], executor: Executor) -> None:
+        self.flow = flow
+        self.drafts = drafts
+        explain(flow, [group for draft in drafts for group in draft.groups])
+        self.main = Tally(flow, [draft.groups[0] for draft in drafts])
+        self.attributes = follow(self.main, executor)
+        self.dims = {
+            kind: Tally(flow, [draft.groups[level] for draft in drafts if draft.core_op is not None])
+            for level, kind in enumerate(("qk_dims", "v_dims"), start=1)
+        }
+        branches = branch_drafts(flow)
+        self.branch_of: list[BranchDraft | None] = []
+        self.names: list[str] = []
+        for index, draft in enumerate(drafts):
+            ops = self.main.ops[index] | ({draft.core_op} if draft.core_op is not None else set())
+            self.main.ops[index] = ops
+            self.names.append(self._name(place(flow, ops)))
+            self.branch_of.append(innermost(branches, ops))
+            if (branch := self.branch_of[-1]) is not None:
+                branch.units.append(self.names[-1])
+        self.built = build_branches(flow, branches)
+
+    def units(self) -> tuple[tuple[AttentionUnit, ...], tuple[FeedForwardUnit, ...]]:
+        """All units, in order of execution."""
+        attention: list[AttentionUnit] = []
+        ffn: list[FeedForwardUnit] = []
+        for index, draft in enumerate(self.drafts):
+            name, groups, branch = self.names[index], self._groups(index), self._branch(index)
+            macs = int(self.main.macs(index).sum())
+            params = params_of(self.flow, self.main.ops[index])
+            if draft.core_op is None:
+                ffn.append(FeedForwardUnit(name, groups[0].size, macs, params, groups, branch))
+            else:
+                attention.append(AttentionUnit(name, *draft.shape, macs, params, groups, branch))
+        return tuple(attention), tuple(ffn)
+
+    def _groups(self, index: int) -> tuple[Group, ...]:
+        name, first = self.names[index], self.drafts[index].groups[0]
+        groups = [build_group(self.flow, self.main, index, f"{name}:{first.kind}", self.attributes[index])]
+        if self.drafts[index].core_op is not None:
+            place_in_dims = sum(draft.core_op is not None for draft in self.drafts[:index])
+            groups += [
+                build_group(self.flow, tally, place_in_dims, f"{name}:{kind}", ()) for kind, tally in self.dims.items()
+            ]
+        return tuple(groups)
+
+    def _branch(self, index: int) -> Branch | None:
+        return next((branch for draft, branch in self.built if draft is self.branch_of[index]), None)
+
+    def _name(self, path: str) -> str:
+        """A path, made unique where one module holds several units."""
+        name, number = path, 1
+        while name in self.names:
+            number += 1
+            name = f"{path}#{number}"
+        return name

@@ -1,0 +1,168 @@
+"""What the label pass writes down: the labels of every value, and every meeting of labels with parameters or each other.
+
+A **label** is one output channel of one projection. A **slot** is one position along one axis of one parameter or
+buffer; slots travel through views of the parameter as labels travel through activations. A **coarse** label stands for
+a row of labels that a product consumed: one per head appears on the attention logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from usdcore.units.layers import IntArray, Layers, along, axes, compact, rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from usdcore.units.graph import Ancestry, Residual
+    from usdcore.units.trace import Op, Trace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Use:
+    """An op in which slots[i] makes, reads or scales label labels[i]."""
+
+    op: int
+    kind: Literal["makes", "reads", "aligns"]
+    slots: IntArray
+    labels: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """MACs of an op that go when these labels go: `macs` for each element."""
+
+    op: int
+    labels: IntArray
+    macs: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """A normalisation over `dims` of an activation whose compact labels are `labels`."""
+
+    op: int
+    labels: IntArray
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taint:
+    """Labels that can't be removed. `stream`: they join a residual stream; `output`: the model's output shows them."""
+
+    labels: IntArray
+    kind: Literal["stream", "output", "unknown"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Core:
+    """An attention core: for each head its labels, [H, d] each, or the reason why there are none.
+
+    `op` makes the output. `involved` are all labels that reach the core, `v_shape` is [..., M, e].
+    """
+
+    op: int
+    involved: IntArray
+    v_shape: tuple[int, ...]
+    q: IntArray | None = None
+    k: IntArray | None = None
+    v: IntArray | None = None
+    reason: str | None = None
+
+
+@dataclass(slots=True)
+class Labelling:
+    """The state of the label pass, and what it found. `labels` and `slots` have the layers of each value."""
+
+    trace: Trace
+    ancestry: Ancestry
+    residuals: dict[int, Residual]
+    macs: list[int]
+    labels: dict[int, Layers] = field(default_factory=dict)
+    uses: list[Use] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+    norms: list[Norm] = field(default_factory=list)
+    taints: list[Taint] = field(default_factory=list)
+    cores: list[Core] = field(default_factory=list)
+    ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    coarse: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    probabilities: set[int] = field(default_factory=set)
+    num_labels: int = 0
+    num_slots: int = 0
+    slot_axes: list[tuple[int, int, int]] = field(default_factory=list)
+    _slots: dict[int, Layers] = field(default_factory=dict)
+
+    def shape(self, value: int) -> tuple[int, ...]:
+        """The recorded shape of a value."""
+        return self.trace.values[value].shape
+
+    def where(self, op: Op) -> str:
+        """An op in words, for a reason."""
+        return f"{op.name} in {self.trace.path(op) or 'the model'} ({op.source})" if op.source else f"{op.name}"
+
+    def fresh(self, number: int) -> int:
+        """The first of `number` new labels."""
+        self.num_labels += number
+        return self.num_labels - number
+
+    def slots(self, value: int) -> Layers:
+        """The slot layers of a value that is a parameter, a buffer, or a view of one."""
+        found = self._slots.get(value)
+        if found is not None:
+            return found
+        if self.trace.values[value].tensor is None:
+            return ()
+        shape, made = self.shape(value), []
+        for axis, size in enumerate(shape):
+            if size > 1:
+                self.slot_axes.append((self.num_slots, value, axis))
+                made.append(along(self.num_slots, shape, axis))
+                self.num_slots += size
+        self._slots[value] = tuple(made)
+        return self._slots[value]
+
+    def set_slots(self, value: int, layers: Layers) -> None:
+        """Give a view of a parameter its slots."""
+        if layers:
+            self._slots[value] = layers
+
+    def slot_row(self, value: int, axis: int) -> IntArray | None:
+        """The slots along an axis of a parameter or of a view of one; None where the value is computed."""
+        for layer in self.slots(value):
+            if axes(layer) == {axis}:
+                return compact(layer).ravel()
+        return None
+
+    def taint(self, layers: Layers, kind: Literal["stream", "output", "unknown"], reason: str) -> None:
+        """Mark all labels of some layers."""
+        for layer in layers:
+            labels = np.unique(compact(layer))
+            self.taints.append(Taint(labels[labels >= 0], kind, reason))
+
+    def below(self, layers: Layers) -> IntArray:
+        """All labels in some layers, and those that their coarse labels stand for."""
+        found = [np.unique(compact(layer)) for layer in layers]
+        labels = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        for coarse, children in reversed(self.coarse):
+            if np.isin(coarse, labels).any():
+                labels = np.union1d(labels, children[np.isin(coarse, labels)])
+        return labels[labels >= 0]
+
+    def coarsen(self, layer: Tensor, axis: int, shape: tuple[int, ...]) -> Tensor | None:
+        """One label for each different row along `axis`; a layer of the same axes with that axis of size 1.
+
+        `shape` is the layer's shape with size 1 at `axis`. None where all rows are the same.
+        """
+        table, others = rows(layer, axis)
+        if len(table) == 1:
+            return None
+        children, index = np.unique(table, axis=0, return_inverse=True)
+        base = self.fresh(len(children))
+        self.coarse.append((np.arange(base, base + len(children)), children))
+        coarse = np.expand_dims((base + index.ravel()).reshape(others), axis)
+        return torch.from_numpy(np.ascontiguousarray(coarse)).expand(shape)

@@ -1,0 +1,100 @@
+"""Label layers: an int64 tensor of an activation's shape that says which channel each position belongs to, or -1.
+
+A layer is constant along most axes (every token has the same channels), so it is held expanded, with stride 0 there: the
+shape ops of the host run on it as they are, and cost nothing. An activation may have several layers; a position belongs
+to the label of each. `compact` gives the part that matters: size 1 along the axes on which the layer does not depend.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+IntArray = npt.NDArray[np.int64]
+Layers = tuple[Tensor, ...]
+
+_FULL = 1 << 14
+
+
+def along(base: int, shape: tuple[int, ...], axis: int) -> Tensor:
+    """The layer whose position i along `axis` has label `base + i`."""
+    view = [1] * len(shape)
+    view[axis] = shape[axis]
+    return torch.arange(base, base + shape[axis]).view(view).expand(shape)
+
+
+def none(shape: tuple[int, ...]) -> Tensor:
+    """A layer without labels."""
+    return torch.full((1,) * len(shape), -1).expand(shape)
+
+
+def compact(layer: Tensor) -> IntArray:
+    """The layer with size 1 along each axis on which it is constant."""
+    index = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in layer.stride())
+    part = layer[index]
+    if part.numel() > _FULL:  # a reshape had to copy: look for axes that are constant all the same
+        for axis in range(part.ndim):
+            first = part.narrow(axis, 0, 1)
+            if part.shape[axis] > 1 and bool((part == first).all()):
+                part = first
+    array: IntArray = part.numpy()
+    return array
+
+
+def axes(layer: Tensor) -> frozenset[int]:
+    """The axes along which the layer changes."""
+    return frozenset(axis for axis, n in enumerate(compact(layer).shape) if n > 1)
+
+
+def is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two layers of one shape say the same."""
+    if a is b:
+        return True
+    x, y = compact(a), compact(b)
+    return x.shape == y.shape and np.array_equal(x, y)
+
+
+def merge(layers: list[Tensor]) -> Layers:
+    """The layers without repetitions."""
+    kept: list[Tensor] = []
+    for layer in layers:
+        if not any(is_same(layer, other) for other in kept):
+            kept.append(layer)
+    return tuple(kept)
+
+
+def pairs(a: Tensor, b: Tensor) -> tuple[IntArray, IntArray] | None:
+    """What meets at the positions of two layers of one shape, each pair once; None if they share no axis."""
+    x, y = compact(a), compact(b)
+    if not any(m > 1 and n > 1 for m, n in zip(x.shape, y.shape, strict=True)):
+        return None
+    left, right = np.broadcast_arrays(x, y)
+    return unique_pairs(left.ravel(), right.ravel())
+
+
+def unique_pairs(left: IntArray, right: IntArray) -> tuple[IntArray, IntArray]:
+    """Each pair once, without those that have -1."""
+    valid = (left >= 0) & (right >= 0)
+    if not valid.all():
+        left, right = left[valid], right[valid]
+    if len(left) > 1 and not ((np.diff(left) > 0).all() or (np.diff(right) > 0).all()):
+        span = int(right.max()) + 1
+        left, right = np.divmod(np.unique(left * span + right), span)
+    return left.copy(), right.copy()
+
+
+def drop_axes(layer: Tensor, dims: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+    """The layer at index 0 along `dims`, expanded to an op's output `shape`, with or without those axes."""
+    for dim in dims:
+        layer = layer.narrow(dim, 0, 1)
+    if layer.ndim != len(shape):
+        layer = layer.squeeze(tuple(dims))
+    return layer.expand(shape)
+
+
+def rows(layer: Tensor, axis: int) -> tuple[IntArray, tuple[int, ...]]:
+    """What lies along `axis` for each position of the other axes: [R, K], and the other axes' compact sizes."""
+    array = np.moveaxis(compact(layer), axis, -1)
+    return array.reshape(-1, array.shape[-1]), array.shape[:-1]

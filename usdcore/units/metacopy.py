@@ -1,0 +1,71 @@
+"""A weightless copy of a model that can run, and inputs for it.
+
+Every parameter, buffer and tensor attribute becomes an empty tensor on the meta device, which has a shape but no data.
+What a forward leaves behind (caches, counters) stays on the copy. Hooks are not copied: they may hold anything.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from usdcore.errors import UsdcoreError
+from usdcore.units.sizes import TracedInt
+
+if TYPE_CHECKING:
+    from usdcore.units.sizes import Expr
+
+BATCH = 2  # not 1: an axis of size 1 may be a batch axis or one to broadcast
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device, in evaluation mode, without hooks; `model` is only read."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name.endswith("_hooks") or "_hooks_" in name:
+                memo[id(value)] = OrderedDict()
+            elif isinstance(value, Tensor):
+                memo[id(value)] = _empty(value)
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and id(tensor) not in memo:
+                memo[id(tensor)] = _empty(tensor)
+    try:
+        return copy.deepcopy(model, memo).eval()
+    except Exception as error:
+        msg = f"find_units: a {type(model).__name__} can't be copied ({type(error).__name__}: {error}); make it deepcopy-able"
+        raise UsdcoreError(msg) from error
+
+
+def trace_attributes(model: nn.Module, ends: set[Expr]) -> dict[Expr, int]:
+    """Replace every int attribute of every module by one that remembers its name; for a copy only. Returns them all."""
+    found: dict[Expr, int] = {}
+    for path, module in model.named_modules():
+        attributes = vars(module)
+        for name, value in list(attributes.items()):
+            if type(value) is int:
+                found["attr", path, name] = value
+                attributes[name] = TracedInt.of(value, ("attr", path, name), ends)
+    return found
+
+
+def meta_inputs(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs of the same shapes on the meta device, with a batch of 2, in the model's floating-point type."""
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if not inputs or not all(isinstance(x, Tensor) and x.ndim > 0 for x in inputs):
+        msg = "find_units: example_inputs must be a tensor [B, ...] or a tuple of them"
+        raise UsdcoreError(msg)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    batch = inputs[0].shape[0]
+    shapes = [(BATCH, *x.shape[1:]) if x.shape[0] == batch else tuple(x.shape) for x in inputs]
+    dtypes = [dtype if dtype is not None and x.is_floating_point() else x.dtype for x in inputs]
+    return tuple(torch.empty(s, dtype=d, device="meta") for s, d in zip(shapes, dtypes, strict=True))
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty

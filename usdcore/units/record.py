@@ -1,0 +1,281 @@
+"""Record one forward of a meta copy.
+
+Three observers work together. Module hooks know which module is running. A function mode sees the host's own calls
+(`x.reshape(B, N, self.num_heads, -1)`) with arguments that remember where they came from. A dispatch mode sees the aten
+ops beneath. In inference mode torch does not break up `linear`, `matmul` or fused attention, so they arrive whole.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from usdcore.errors import UsdcoreError
+from usdcore.units.execute import Executor
+from usdcore.units.metacopy import meta_copy, meta_inputs, trace_attributes
+from usdcore.units.sizes import Expr, TracedInt, expression
+from usdcore.units.trace import OUTSIDE, Call, Op, Ref, Trace, Value, numbers
+
+# Composite ops that are recorded whole, as a rule knows them; every other composite op is broken up.
+WHOLE = frozenset(
+    "linear matmul scaled_dot_product_attention conv1d conv2d conv3d layer_norm rms_norm group_norm batch_norm softmax "
+    "log_softmax dropout reshape flatten unflatten chunk contiguous to".split()
+)
+_TORCH = str(Path(torch.__file__).parent)
+_SHAPE = torch.Tensor.shape
+_LIKE = frozenset({"view_as", "expand_as", "reshape_as"})
+
+
+def record(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], executor: Executor) -> Trace:
+    """The trace of one forward of a weightless copy. Errors: the model can't be copied, or its forward fails."""
+    recorder = Recorder(executor)
+    inputs = meta_inputs(model, example_inputs)
+    copied = meta_copy(model)
+    recorder.trace.attributes = trace_attributes(copied, recorder.trace.ends)
+    recorder.watch(copied, inputs)
+    try:
+        with torch.inference_mode(), _Functions(recorder), _Ops(recorder):
+            output = copied(*inputs)
+    except UsdcoreError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(list(x.shape)) for x in inputs)
+        msg = (
+            f"find_units: the forward of {type(model).__name__} fails without data, on inputs {shapes}: "
+            f"{type(error).__name__}: {error}. Check that example_inputs fit the model, and that its forward does not "
+            f"branch on values"
+        )
+        raise UsdcoreError(msg) from error
+    recorder.trace.outputs = tuple(recorder.value(t) for t in tree_leaves(output) if isinstance(t, Tensor))
+    return recorder.trace
+
+
+class Recorder:
+    """Collects the trace. Tensors are known by identity, so each is kept alive until the recording ends."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.trace = Trace(calls=[Call(0, "", 0, (), False, 0)])
+        self.executor = executor
+        self._values: dict[int, int] = {}
+        self._alive: list[Tensor] = []
+        self._stack = [0]
+        self._numbers: list[int] = []
+        self._is_matched = True
+        self._defaults: dict[Any, tuple[inspect.Parameter, ...]] = {}
+        self._source: tuple[str, int] | None = None
+
+    def watch(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Name the tensors of the copy, and put hooks on its modules."""
+        for name, parameter in model.named_parameters():
+            self.trace.parameters[name] = parameter.numel()
+            self._new(parameter, name=name)
+        for name, buffer in model.named_buffers():
+            self._new(buffer, name=name)
+        self.trace.inputs = tuple(self._new(x, is_data=True).index for x in inputs)
+        modules = dict(model.named_modules())
+        self.trace.identities = frozenset(path for path, module in modules.items() if type(module) is nn.Identity)
+        for path, module in modules.items():
+            module.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True)
+            module.register_forward_hook(self._leave)
+
+    def value(self, tensor: Tensor) -> int:
+        """The value that a tensor holds now; a tensor of unknown origin is a constant."""
+        index = self._values.get(id(tensor))
+        return self._new(tensor).index if index is None else index
+
+    def shape(self, tensor: Tensor) -> torch.Size:
+        """The shape of a tensor, as ints that remember it."""
+        value, ends = self.value(tensor), self.trace.ends
+        return torch.Size([TracedInt.of(n, ("dim", value, axis), ends) for axis, n in enumerate(tensor.shape)])
+
+    def begin(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The host calls a torch function: remember its ints, and the line it is on."""
+        if getattr(func, "__name__", "") in _LIKE:
+            args = tuple(self.shape(args[1]))
+        found = list(numbers((args, kwargs)))
+        self._numbers = found if any(type(n) is TracedInt for n in found) else []
+        self._is_matched = not self._numbers
+        frame = sys._getframe(2)
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(_TORCH):
+            frame = frame.f_back
+        self._source = (frame.f_code.co_filename, frame.f_lineno)
+
+    def end(self) -> None:
+        """The call is over: ints that no op took as they were are noted on its last op."""
+        if not self._is_matched and self.trace.ops:
+            self.trace.ops[-1].loose = tuple(expression(n) for n in self._numbers if type(n) is TracedInt)
+        self._numbers, self._is_matched, self._source = [], True, None
+
+    def op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run and record one op; an op that returns its own input (a dropout that is off) returns an alias of it."""
+        out = self.executor.run(func, args, kwargs)
+        written = _written(func, args, kwargs) if func._schema.is_mutable else []
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if isinstance(out, Tensor) and not written and any(out is t for t in given):
+            out = torch.ops.aten.alias.default(out)
+        made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        if made or written:
+            self._record(func, args, kwargs, given, [*made, *(t for t in written if not any(t is m for m in made))])
+        return out
+
+    def _record(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor], made: list[Tensor]
+    ) -> None:
+        trace = self.trace
+        inputs = [self.value(t) for t in given]
+        index, is_data = len(trace.ops), any(trace.values[v].is_data for v in inputs)
+        refs = {id(t): Ref(v) for t, v in zip(given, inputs, strict=True)}
+        stale = self._views_of([t for t in made if id(t) in refs])
+        before = [self.value(t) for t in stale]
+        outputs = [self._new(t, producer=index, is_data=is_data).index for t in made]
+        for tensor, old in zip(stale, before, strict=True):
+            value = self._new(tensor, producer=index, is_data=is_data or trace.values[old].is_data)
+            value.overwrites = old
+            outputs.append(value.index)
+        name = func.overloadpacket.__name__
+        trace.ops.append(
+            Op(
+                index=index,
+                name=name[:-1] if name.endswith("_") and not name.endswith("__") else name,
+                func=func,
+                args=_referred(args, refs),
+                kwargs=_referred(kwargs, refs),
+                inputs=(*inputs, *before),
+                outputs=tuple(outputs),
+                call=self._stack[-1],
+                source=_where(*self._source) if self._source else "",
+                sizes=self._sizes(args, kwargs),
+            )
+        )
+
+    def _new(self, tensor: Tensor, producer: int = OUTSIDE, is_data: bool = False, name: str | None = None) -> Value:
+        value = Value(len(self.trace.values), tuple(tensor.shape), tensor.dtype, producer, is_data, name)
+        self.trace.values.append(value)
+        self._values[id(tensor)] = value.index
+        self._alive.append(tensor)
+        return value
+
+    def _views_of(self, written: list[Tensor]) -> list[Tensor]:
+        """The other tensors that share memory with tensors that are written in place."""
+        memory = {t.untyped_storage()._cdata for t in written}
+        own = {id(t) for t in written}
+        found = {id(t): t for t in self._alive if memory and t.untyped_storage()._cdata in memory}
+        return [t for key, t in found.items() if key not in own]
+
+    def _sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int, Expr]:
+        """Match the ints of the host's call with those of the op: they are a run of them."""
+        host = self._numbers
+        if not host:
+            return {}
+        own = list(numbers((args, kwargs)))
+        starts = [i for i in range(len(own) - len(host) + 1) if own[i : i + len(host)] == host]
+        if len(starts) != 1:
+            return {}
+        self._is_matched = True
+        return {starts[0] + i: expression(n) for i, n in enumerate(host)}
+
+    def _enter(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        inputs = tuple(self.value(t) for t in given)
+        extra = len(given) != 1 or not args or args[0] is not given[0] or not self._is_plain(module, args, kwargs)
+        trace = self.trace
+        call = Call(len(trace.calls), path, self._stack[-1], inputs, extra, len(trace.ops))
+        trace.calls.append(call)
+        self._stack.append(call.index)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        call = self.trace.calls[self._stack[-1]]
+        if isinstance(output, Tensor):
+            if self.value(output) in call.inputs:  # an identity is a step of its own, so that a chain can be followed
+                output = torch.ops.aten.alias.default(output)
+            call.output = self.value(output)
+        call.end_op = len(self.trace.ops)
+        self._stack.pop()
+        return output
+
+    def _is_plain(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether all arguments but the first have the default value of the module's forward."""
+        if len(args) == 1 and not kwargs:
+            return True
+        forward = type(module).forward if "forward" not in vars(module) else module.forward
+        if forward not in self._defaults:
+            self._defaults[forward] = tuple(inspect.signature(forward).parameters.values())
+        parameters = [p for p in self._defaults[forward] if p.name != "self"]
+        by_name = {p.name: p.default for p in parameters}
+        given = [
+            *zip(args[1:], (p.default for p in parameters[1:]), strict=False),
+            *((value, by_name.get(name, inspect.Parameter.empty)) for name, value in kwargs.items()),
+        ]
+        return len(args) <= len(parameters) and all(value is default or value == default for value, default in given)
+
+
+class _Ops(TorchDispatchMode):
+    """Sees every aten op."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _is_composite(func) and func.overloadpacket.__name__ not in WHOLE:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        return self.recorder.op(func, args, kwargs)
+
+
+class _Functions(TorchFunctionMode):
+    """Sees every call of a torch function or tensor method in the host's code."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__self__", None) is _SHAPE or (func is torch.Tensor.size and len(args) == 1):
+            return self.recorder.shape(args[0])
+        if func is torch.Tensor.size:
+            return self.recorder.shape(args[0])[args[1]]
+        self.recorder.begin(func, args, kwargs)
+        out = func(*args, **kwargs)
+        self.recorder.end()
+        return out
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
+
+
+@cache
+def _where(filename: str, line: int) -> str:
+    roots = [root for root in sys.path if root and filename.startswith(root.rstrip("/") + "/")]
+    return f"{filename[len(max(roots, key=len).rstrip('/')) + 1 :] if roots else filename}:{line}"
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    arguments = func._schema.arguments
+    named = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(arguments)]
+    return [t for a, t in named if isinstance(t, Tensor) and a.alias_info is not None and a.alias_info.is_write]
+
+
+def _referred(arguments: Any, refs: dict[int, Ref]) -> Any:
+    if isinstance(arguments, Tensor):
+        return refs[id(arguments)]
+    if isinstance(arguments, tuple | list):
+        return type(arguments)(_referred(a, refs) for a in arguments)
+    if isinstance(arguments, dict):
+        return {name: _referred(a, refs) for name, a in arguments.items()}
+    return arguments

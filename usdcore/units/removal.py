@@ -1,0 +1,95 @@
+"""The model with some entries of every group removed: the shape that every activation and parameter then has."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from usdcore.units.layers import compact
+
+if TYPE_CHECKING:
+    from usdcore.units.sizes import Expr
+    from usdcore.units.tally import Tally
+    from usdcore.units.trace import Op
+
+Shape = tuple[int, ...]
+BoolArray = np.typing.NDArray[np.bool_]
+
+
+class Removal:
+    """What the labels say when the global entries `removed` go.
+
+    `attributes` are the values that the host's int attributes take then; `reasons` collects, by group, what is in the way.
+    """
+
+    def __init__(self, tally: Tally, removed: BoolArray) -> None:
+        self.tally = tally
+        self.flow = tally.flow
+        self.trace = tally.flow.trace
+        self.counts = np.bincount(tally.owner[removed], minlength=len(tally.drafts))
+        self.attributes: dict[Expr, int] = {}
+        self.reasons: dict[int, list[str]] = defaultdict(list)
+        gone = np.append(removed, False)  # the last one is for -1: no entry, never gone
+        self._labels = np.append(gone[tally.label_entry], False)
+        self._slots = np.append(gone[np.maximum(tally.slot_entry, -1)], False)
+        self._kept: dict[int, dict[int, BoolArray]] = {}
+
+    def kept(self, value: int) -> dict[int, BoolArray]:
+        """For each axis that shrinks, which of its positions stay."""
+        found = self._kept.get(value)
+        if found is None:
+            found = {}
+            for layer in self.flow.labels.get(value, ()):
+                self._shrink(value, self._labels[compact(layer)], found)
+            if not self.flow.labels.get(value):
+                for layer in self.flow.slots(value):
+                    self._shrink(value, self._slots[compact(layer)], found)
+            self._kept[value] = found
+        return found
+
+    def shape(self, value: int) -> Shape:
+        """The shape that a value has after the removal."""
+        kept = self.kept(value)
+        before = self.trace.values[value].shape
+        return tuple(int(kept[i].sum()) if i in kept else n for i, n in enumerate(before)) if kept else before
+
+    def groups(self, op: Op) -> list[int]:
+        """The groups whose entries an op's inputs and outputs hold."""
+        found: set[int] = set()
+        for value in (*op.inputs, *op.outputs):
+            for layer in self.flow.labels.get(value, ()):
+                labels = np.unique(compact(layer))
+                found.update(self.tally.groups_of(self.tally.label_entry[labels[labels >= 0]]))
+            for layer in self.flow.slots(value):
+                slots = np.unique(compact(layer))
+                found.update(self.tally.groups_of(self.tally.slot_entry[slots[slots >= 0]]))
+        return sorted(found)
+
+    def leaf(self, leaf: Expr) -> int:
+        """The value of an attribute or of a dim of a shape after the removal."""
+        if leaf[0] == "dim":
+            return self.shape(leaf[1])[leaf[2]]
+        return self.attributes.get(leaf, self.was(leaf))
+
+    def was(self, leaf: Expr) -> int:
+        """The value of an attribute or of a dim of a shape as recorded."""
+        return self.trace.values[leaf[1]].shape[leaf[2]] if leaf[0] == "dim" else self.trace.attributes[leaf]
+
+    def _shrink(self, value: int, gone: BoolArray, into: dict[int, BoolArray]) -> None:
+        if not gone.any():
+            return
+        stays = ~gone
+        rectangle = 1
+        for axis, n in enumerate(gone.shape):
+            if n > 1:
+                along = stays.any(axis=tuple(i for i in range(gone.ndim) if i != axis))
+                rectangle *= int(along.sum())
+                if not along.all():
+                    into[axis] = into[axis] & along if axis in into else along
+        producer = self.trace.values[value].producer
+        if rectangle != stays.sum() and producer >= 0:
+            op = self.trace.ops[producer]
+            for group in self.groups(op):
+                self.reasons[group].append(f"without some entries, {self.flow.where(op)} has no rectangular output")

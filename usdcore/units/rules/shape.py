@@ -1,0 +1,76 @@
+"""Ops that only move positions: the same op runs on the label layers, so any layout comes out right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from usdcore.units.layers import Layers, axes, drop_axes, none
+from usdcore.units.trace import refill
+
+if TYPE_CHECKING:
+    from usdcore.units.labelling import Labelling
+    from usdcore.units.trace import Op
+
+MOVES = frozenset(
+    "view reshape _unsafe_view _reshape_alias permute transpose t unbind chunk split split_with_sizes unsafe_split "
+    "unsafe_chunk unsafe_split_with_sizes split_copy slice select narrow unsqueeze squeeze flatten unflatten expand flip "
+    "roll repeat cat stack movedim swapaxes unfold diagonal".split()
+)
+SAME = frozenset("alias detach contiguous clone to _to_copy dropout lift_fresh".split())
+REDUCES = frozenset("mean sum amax amin var std linalg_vector_norm norm prod any all".split())
+
+
+def move(flow: Labelling, op: Op) -> None:
+    """Run the op on the layers of its inputs; an input with fewer layers than another is filled up with -1."""
+    for value, layers in zip(op.outputs, _moved(op, {v: flow.labels.get(v, ()) for v in op.inputs}, flow), strict=True):
+        flow.labels[value] = layers
+    if not any(flow.trace.values[v].is_data for v in op.inputs):
+        for value, layers in zip(op.outputs, _moved(op, {v: flow.slots(v) for v in op.inputs}, flow), strict=True):
+            flow.set_slots(value, layers)
+    carry_probabilities(flow, op)
+
+
+def same(flow: Labelling, op: Op) -> None:
+    """The output is the first input."""
+    flow.labels[op.outputs[0]] = flow.labels.get(op.inputs[0], ())
+    if not flow.trace.values[op.inputs[0]].is_data:
+        flow.set_slots(op.outputs[0], flow.slots(op.inputs[0]))
+    carry_probabilities(flow, op)
+
+
+def reduce(flow: Labelling, op: Op) -> None:
+    """A mean, sum or norm over axes on which the labels do not depend keeps them; over their own axis it mixes them."""
+    value, output = op.inputs[0], op.outputs[0]
+    shape = flow.shape(value)
+    named = next((a for a in op.args[1:] if isinstance(a, list | tuple)), None)
+    dims = tuple(sorted(d % len(shape) for d in named)) if named else tuple(range(len(shape)))
+    kept: list[Tensor] = []
+    for layer in flow.labels.get(value, ()):
+        if axes(layer) & set(dims):
+            flow.taint((layer,), "unknown", f"{flow.where(op)} sums over its entries")
+        else:
+            kept.append(drop_axes(layer, dims, flow.shape(output)))
+    flow.labels[output] = tuple(kept)
+
+
+def carry_probabilities(flow: Labelling, op: Op) -> None:
+    """Softmax outputs stay probabilities through shape ops, dropout and elementwise ops."""
+    if op.inputs and op.inputs[0] in flow.probabilities:
+        flow.probabilities.update(op.outputs)
+
+
+def _moved(op: Op, layers: dict[int, Layers], flow: Labelling) -> list[Layers]:
+    number = max((len(found) for found in layers.values()), default=0)
+    outputs: list[list[Tensor]] = [[] for _ in op.outputs]
+    for i in range(number):
+
+        def layer_of(value: int, i: int = i) -> Tensor:
+            found = layers[value]
+            return found[i] if i < len(found) else none(flow.shape(value))
+
+        out: Any = op.func(*refill(op.args, layer_of), **refill(op.kwargs, layer_of))
+        for into, made in zip(outputs, (out,) if isinstance(out, Tensor) else out, strict=True):
+            into.append(made)
+    return [tuple(made) for made in outputs]
