@@ -51,7 +51,10 @@ def test_the_recipe_in_the_docs_is_valid(tmp_path: Path) -> None:
 def test_every_key_of_a_recipe_is_in_the_docs() -> None:
     text = (ROOT / "docs/recipes.md").read_text()
     schema = recipe_schema()
-    sections = [schema, *(schema["$defs"][f"{n}Config"] for n in ("Model", "Budget", "Train", "Phase", "Evaluate", "Latency"))]
+    sections = [
+        schema,
+        *(schema["$defs"][f"{n}Config"] for n in ("Model", "Budget", "Train", "Phase", "Evaluate", "Latency")),
+    ]
     for section in sections:
         for key in section["properties"]:
             assert f"`{key}`" in text, key

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from zoo import INPUT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from zoo import INPUT
 
 from usdcore.costs import Tree, cost
 from usdcore.errors import UsdcoreError

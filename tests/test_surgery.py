@@ -7,11 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from zoo import INPUT, gap, randomise
 from counting import counted_macs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from zoo import INPUT, gap, randomise
 
 from usdcore.costs import cost
 from usdcore.errors import UsdcoreError

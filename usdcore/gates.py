@@ -166,3 +166,7 @@ class Gating(nn.Module):
     def macs(self) -> Tensor | float:
         """Multiply-accumulates of all gates per sample."""
         return sum((gate.macs() for gate in self.all()), start=0.0)
+
+    def count_macs(self) -> int:
+        """The same as a whole number, for what is decided."""
+        return int(torch.as_tensor(self.macs()).detach())

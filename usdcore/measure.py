@@ -46,7 +46,7 @@ class Meter:
     def __init__(self, units: Units, gating: Gating | None) -> None:
         self.units = units
         self.gating = gating
-        self.gate_macs = 0 if gating is None else int(gating.macs())
+        self.gate_macs = 0 if gating is None else gating.count_macs()
         self.batches: list[tuple[int, int]] = []
         self.on: dict[str, float] = {}
 

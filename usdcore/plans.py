@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-
 def gate_key(plugin: str, site: str) -> str:
     """The name of a plugin's gate at a site; a slash stands for each dot, which module names can't have."""
     return f"{plugin}@{site}".replace(".", "/")

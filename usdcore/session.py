@@ -112,6 +112,8 @@ class Session:
     def begin_step(self, step: int, num_steps: int, epoch: int = 0) -> None:
         """Before the forward of a step."""
         self.ctx = StepContext(step, num_steps, epoch)
+        for strategy in self.strategies:
+            strategy.begin_step(self.ctx)
 
     def losses(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The strategies' loss terms by name, after the forward. Two strategies' terms must have different names."""
@@ -196,7 +198,7 @@ class Session:
         gating = self.gating
         if gating is None:
             return 0
-        return int(gating.macs()) if self.budget.metric == "macs" else 0
+        return gating.count_macs() if self.budget.metric == "macs" else 0
 
     def _project(self, scores: Mapping[str, Any], rates: dict[str, float], drops: tuple[str, ...]) -> Projection | None:
         if not scores:

@@ -13,7 +13,6 @@ from usdcore.errors import UsdcoreError
 from usdcore.plans import gate_key
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from usdcore.costs import Metric
@@ -137,6 +136,9 @@ class Strategy:
 
     def attach(self, site: Attachment) -> None:
         """A phase begins: put gates at sites. Called again in each phase that names the strategy, on the shrunk model."""
+
+    def begin_step(self, ctx: StepContext) -> None:
+        """Before the forward of a step: schedules by `ctx.progress`, so that a resumed run has them right at once."""
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
         """Terms to add to the task's loss, by name."""

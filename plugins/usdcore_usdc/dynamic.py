@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
@@ -64,13 +65,20 @@ class Dynamic(Strategy):
         """The gates now on the model."""
         return [gate for gate in self.gates.values() if isinstance(gate, LayerGate)]
 
-    def losses(self, ctx: StepContext) -> dict[str, Tensor]:
-        """Eq. 9's resource term; also moves the schedules of noise and of the search on."""
+    def begin_step(self, ctx: StepContext) -> None:
+        """Move the schedules of the noise and of the search on."""
         for gate in self.layer_gates:
             if gate.choice is not None and ctx.progress >= self.config.commit_at:
                 gate.commit()
             gate.noise = self._noise(ctx.progress)
-        return resource_losses(ctx, self.budget, self.config.resource_weight)
+
+    def losses(self, ctx: StepContext) -> dict[str, Tensor]:
+        """Eq. 9's resource term and the reward for information."""
+        terms = resource_losses(ctx, self.budget, self.config.resource_weight)
+        informed = [gate.information for gate in self.layer_gates if gate.information is not None]
+        if self.config.information_weight > 0 and informed:
+            terms["information"] = -self.config.information_weight * torch.cat(informed).mean()
+        return terms
 
     def decide(self) -> Decision:
         """Each layer keeps one network. Which branches the gates never run is for the session to measure."""

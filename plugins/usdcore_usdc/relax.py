@@ -19,6 +19,20 @@ def straight_through(logit: Tensor, tau: float) -> Tensor:
     return hard + (soft - soft.detach())
 
 
+def information(logit_BS: Tensor) -> Tensor:
+    """Mutual information in nats between each decision and the image, H(mean p) - mean H(p) with p = sigmoid(logit); shape [S].
+
+    0 for a gate that decides alike for every image, log 2 for one that is sure of each and on for half of them.
+    """
+    p_BS = torch.sigmoid(logit_BS)
+    return _entropy(p_BS.mean(dim=0)) - _entropy(p_BS).mean(dim=0)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    p = p.clamp(1e-6, 1 - 1e-6)
+    return -(p * p.log() + (1 - p) * (1 - p).log())
+
+
 def keep_factor(pair: Tensor, tau: float, noise: float, hard: bool) -> Tensor:
     """The keep weight of pairs of logits [..., 2] (index 0 keep, 1 drop), shape [...].
 

@@ -76,12 +76,18 @@ class Static(Strategy):
         site.param_group(ParameterGroup([self.gate.pairs], lr=self.config.lr))
         self._plan = site.plan
 
-    def losses(self, ctx: StepContext) -> dict[str, Tensor]:
-        """Eq. 9's resource term."""
+    def begin_step(self, ctx: StepContext) -> None:
+        """The Gumbel noise falls over the phase."""
         if self.config.relaxation == "gumbel":
             start, end = self.config.noise
             self.gate.noise = start + (end - start) * min(1.0, ctx.progress)
-        return resource_losses(ctx, self.budget, self.config.resource_weight)
+
+    def losses(self, ctx: StepContext) -> dict[str, Tensor]:
+        """Eq. 9's resource term, and the static part's own where it has a target."""
+        terms = resource_losses(ctx, self.budget, self.config.resource_weight)
+        if self.config.target is not None and ctx.spent_static is not None:
+            terms["static"] = self.config.resource_weight * (ctx.spent_static - self.config.target) ** 2
+        return terms
 
     def decide(self) -> Decision:
         """Every entry's margin; the budget rule picks the threshold, near 0 where the search met the budget by itself."""

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+Split = Use["split"]
+
+
 class Halves(PluginConfig):
     """A split."""
 
@@ -27,9 +30,9 @@ class Halves(PluginConfig):
 class Gate(PluginConfig):
     """A strategy that needs a split, and perhaps others."""
 
-    split: Use["split"] = "halves"  # noqa: F821, UP037
-    others: list[Use["split"]] = []  # noqa: F821, UP037, RUF012
-    either: Literal["none"] | Use["split"] = "none"  # noqa: F821, UP037
+    split: Split = "halves"
+    others: list[Split] = Field(default_factory=list)
+    either: Literal["none"] | Split = "none"
 
 
 @hookimpl
@@ -101,4 +104,4 @@ def test_files_are_read_strictly_and_objects_are_not() -> None:
 
 def test_a_kind_that_does_not_exist_is_a_programming_error() -> None:
     with pytest.raises(TypeError, match="gate-network"):
-        Use["gates"]  # type: ignore[misc]  # noqa: B018
+        Use["gates"]  # type: ignore[misc]

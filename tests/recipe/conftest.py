@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from hypothesis import settings
 from pydantic import Field, model_validator
 
 from usdcore.hooks import Candidate, Register, build_registry, hookimpl, using
@@ -14,6 +15,9 @@ from usdcore.recipe import DataConfig, PluginConfig, Use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+settings.register_profile("recipe", deadline=None)  # a busy machine is no failure
+settings.load_profile("recipe")
 
 Split = Use["split"]
 
@@ -93,7 +97,7 @@ phases:
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a file into an empty current directory, and returns its name: ``write(TEXT)`` or ``write(TEXT, "a.yaml")``."""
+    """Writes a file into an empty current directory and returns its name: ``write(TEXT, "a.yaml")``."""
     monkeypatch.chdir(tmp_path)
 
     def put(text: str | bytes, name: str = "x.yaml") -> str:

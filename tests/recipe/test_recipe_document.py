@@ -89,7 +89,8 @@ def test_aliases_stand_for_their_anchors() -> None:
     [
         (
             "a: !!python/object/apply:os.system [ls]",
-            "x.yaml:1:4 a: the tag tag:yaml.org,2002:python/object/apply:os.system is not allowed; write the plain value",
+            "x.yaml:1:4 a: the tag tag:yaml.org,2002:python/object/apply:os.system is not allowed; "
+            "write the plain value",
         ),
         ("a: !!str 5", "x.yaml:1:4 a: the tag tag:yaml.org,2002:str is not allowed; write the plain value"),
         ("a: !x {b: 1}", "x.yaml:1:4 a: the tag !x is not allowed; write the plain value"),
@@ -97,11 +98,17 @@ def test_aliases_stand_for_their_anchors() -> None:
         ("a: {b: 1, b: 1}", "x.yaml:1:11 a.b: the key is here twice (first in line 1); remove one"),
         ("a: [{1: 2}]", "x.yaml:1:6 a[0]: the key '1' is not a string; put it in quotes"),
         ("? [a]\n: 2", "x.yaml:1:3: the key is not a string; put it in quotes"),
-        ("a: &x {b: 1}\nc: {<<: *x}", "x.yaml:2:5 c: merge keys (<<) are not allowed; use extends, or write the keys out"),
+        (
+            "a: &x {b: 1}\nc: {<<: *x}",
+            "x.yaml:2:5 c: merge keys (<<) are not allowed; use extends, or write the keys out",
+        ),
         ("a: *x", "x.yaml:1:4 a: the alias *x has no anchor above it; define &x first"),
         ("a: &x [*x]", "x.yaml:1:8 a[0]: the alias *x stands inside its own anchor; write the value out"),
         ("a: 1\n---\nb: 2", "x.yaml:2:1: a second document starts here; a recipe is one document, remove the '---'"),
-        ("a: [1, 2", "x.yaml:1:9: not YAML: expected ',' or ']', but got '<stream end>'; mend the line, or one just above it"),
+        (
+            "a: [1, 2",
+            "x.yaml:1:9: not YAML: expected ',' or ']', but got '<stream end>'; mend the line, or one just above it",
+        ),
         ("a: b: c", "x.yaml:1:5: not YAML: mapping values are not allowed here; mend the line, or one just above it"),
         ('a: "\\ud800"', "x.yaml:1:4 a: half of a surrogate pair is no character; write the character itself"),
     ],

@@ -46,41 +46,47 @@ latency: 3
 sede: 3
 """
 
+FAILED = (
+    " (plugins that failed to load and may have had it: broken of broken-dist (ModuleNotFoundError: No module named "
+    "'absent'))"
+)
+
 TEXTS = [
-    '34 mistakes',
+    "34 mistakes",
     "x.yaml:1:1 name: 'my run' can't name a file; use letters, digits, '.', '_' and '-', with a letter or digit first",
-    'x.yaml:2:20 model.num_classes: 0 is too small; use a number at least 1',
+    "x.yaml:2:20 model.num_classes: 0 is too small; use a number at least 1",
     "x.yaml:2:36 model.pretrained: 'no' is not true or false; write true or false",
     "x.yaml:2:52 model.wieghts: unknown key; did you mean 'weights'?",
-    "x.yaml:3:8 data.source: no data source is named 'toys'; did you mean 'toy'? (plugins that failed to load and may have had it: broken of broken-dist (ModuleNotFoundError: No module named 'absent'))",
-    'x.yaml:4:1 budget.batch_size: the key is missing; add it (images that share a decision where the scope is batch; the budget is promised for this size)',
-    'x.yaml:5:3 budget.params: 1.5 is too large; use a number at most 1',
+    "x.yaml:3:8 data.source: no data source is named 'toys'; did you mean 'toy'?" + FAILED,
+    "x.yaml:4:1 budget.batch_size: the key is missing; add it (images that share a decision where the scope is batch; "
+    "the budget is promised for this size)",
+    "x.yaml:5:3 budget.params: 1.5 is too large; use a number at most 1",
     "x.yaml:7:3 budget.scope: 'batches' is not a choice here; did you mean 'batch'?",
-    'x.yaml:8:1 seed: -1 is too small; use a number at least 0',
+    "x.yaml:8:1 seed: -1 is too small; use a number at least 0",
     "x.yaml:9:1 device: 'gpu' is not a choice here; did you mean 'cpu'?",
     "x.yaml:11:3 train.lr: 'fast' is not a number; write a number such as 1.0e-4",
-    'x.yaml:12:3 train.momentum: .nan is not a finite number; write a number such as 1.0e-4',
-    'x.yaml:13:3 train.ema: 1 is too large; use a number less than 1',
-    'x.yaml:15:5 phases[0].epochs: the key is missing; add it (passes over the training images)',
+    "x.yaml:12:3 train.momentum: .nan is not a finite number; write a number such as 1.0e-4",
+    "x.yaml:13:3 train.ema: 1 is too large; use a number less than 1",
+    "x.yaml:15:5 phases[0].epochs: the key is missing; add it (passes over the training images)",
     "x.yaml:16:5 phases[0].epocs: unknown key; did you mean 'epochs'?",
-    'x.yaml:18:34 phases[0].strategies[0].heads: 1 is not true or false; write true or false',
-    'x.yaml:18:44 phases[0].strategies[0].noise: [1, 2, 3] has 3 items; give at most 2',
-    'x.yaml:18:83 phases[0].strategies[0].split.least: 0 is too small; use a number at least 1',
-    "x.yaml:19:9 phases[0].strategies[1].use: no strategy is named 'prun'; did you mean 'prune'? (plugins that failed to load and may have had it: broken of broken-dist (ModuleNotFoundError: No module named 'absent'))",
-    'x.yaml:21:9 phases[0].strategies[2].alpha: unknown key; valid: use',
-    'x.yaml:22:9 phases[0].strategies[3].use: the key is missing; add it, with the name of a strategy: distill, prune',
-    'x.yaml:23:9 phases[0].strategies[4]: 7 is not a strategy; write its name, or a mapping with the key use',
+    "x.yaml:18:34 phases[0].strategies[0].heads: 1 is not true or false; write true or false",
+    "x.yaml:18:44 phases[0].strategies[0].noise: [1, 2, 3] has 3 items; give at most 2",
+    "x.yaml:18:83 phases[0].strategies[0].split.least: 0 is too small; use a number at least 1",
+    "x.yaml:19:9 phases[0].strategies[1].use: no strategy is named 'prun'; did you mean 'prune'?" + FAILED,
+    "x.yaml:21:9 phases[0].strategies[2].alpha: unknown key; valid: use",
+    "x.yaml:22:9 phases[0].strategies[3].use: the key is missing; add it, with the name of a strategy: distill, prune",
+    "x.yaml:23:9 phases[0].strategies[4]: 7 is not a strategy; write its name, or a mapping with the key use",
     "x.yaml:24:5 phases[1].name: an earlier phase is named 'search'; names are unique",
     "x.yaml:25:5 phases[1].epochs: '3' is not an integer; write a whole number",
-    'x.yaml:26:13 phases[1].train.lr: 0 is too small; use a number greater than 0',
+    "x.yaml:26:13 phases[1].train.lr: 0 is too small; use a number greater than 0",
     "x.yaml:26:20 phases[1].train.sched: 'cos' is not a choice here; did you mean 'cosine'?",
     "x.yaml:26:32 phases[1].train.warm: unknown key; did you mean 'warmup_lr'?",
     "x.yaml:27:5 phases[1].strategies: 'distill' is not a list; write a list such as [a, b]",
     "x.yaml:28:29 evaluate.batch_sizes[1]: 'big' is not an integer; write a whole number",
-    'x.yaml:28:34 evaluate.batch_sizes[2]: 0 is too small; use a number at least 1',
-    'x.yaml:28:38 evaluate.dial: 0.5 is not a list; write a list such as [a, b]',
+    "x.yaml:28:34 evaluate.batch_sizes[2]: 0 is too small; use a number at least 1",
+    "x.yaml:28:38 evaluate.dial: 0.5 is not a list; write a list such as [a, b]",
     "x.yaml:29:12 controls[0]: 'wide' is not a choice here; valid: narrow",
-    'x.yaml:30:1 latency: 3 is not a mapping; write keys with values',
+    "x.yaml:30:1 latency: 3 is not a mapping; write keys with values",
     "x.yaml:31:1 sede: unknown key; did you mean 'seed'?",
 ]
 

@@ -35,7 +35,9 @@ def test_what_it_repeats_must_be_what_it_was(as_data: dict[str, Any]) -> None:
     first = {"use": "prune", "ratio": 0.5}
     assert recipe(as_data, [first], [{"use": "prune", "ratio": 0.5, "heads": True, "noise": (1, 0)}])
     with pytest.raises(ValidationError) as caught:
-        recipe(as_data, [first], [{"use": "prune", "ratio": 0.4, "heads": True, "splits": [{"use": "halves", "least": 1}]}])
+        recipe(
+            as_data, [first], [{"use": "prune", "ratio": 0.4, "heads": True, "splits": [{"use": "halves", "least": 1}]}]
+        )
     assert [error["loc"] for error in caught.value.errors()] == [
         ("phases", 1, "strategies", 0, "ratio"),
         ("phases", 1, "strategies", 0, "splits"),

@@ -128,7 +128,10 @@ def test_null_takes_a_parents_value_back(write: Write, base: str) -> None:
             {"x": "extends: a.yaml", "a": "extends: [b.yaml]", "b": "extends: ./a.yaml"},
             "b.yaml:1:1 extends: the recipe extends itself: a.yaml -> b.yaml -> a.yaml",
         ),
-        ({"x": "a: 1\nextends: bas.yaml", "base": ""}, "x.yaml:2:1 extends: there is no file bas.yaml; did you mean 'base.yaml'"),
+        (
+            {"x": "a: 1\nextends: bas.yaml", "base": ""},
+            "x.yaml:2:1 extends: there is no file bas.yaml; did you mean 'base.yaml'",
+        ),
         ({"x": "extends: [a.yaml, 3]", "a": "seed: 1"}, "x.yaml:1:19 extends: not the name of a file"),
         ({"x": "extends:"}, "x.yaml:1:1 extends: not the name of a file"),
         ({"x": "- a"}, "x.yaml:1:1: not a mapping of keys; a recipe starts with lines such as 'name: my-run'"),
@@ -219,7 +222,10 @@ def test_later_overrides_win_and_the_file_is_not_touched(base: str) -> None:
         ("phases.first=1", "phases.first: phases is a list of 1; use 0 to 0, or 1 to append"),
         ("seed.x=1", "seed.x: seed is the value 0, not a mapping; set seed as a whole"),
         ("extends=a", "extends: extends can't be overridden; write a file that extends others"),
-        ("seed=[", "seed: not YAML: expected the node content, but found '<stream end>'; mend the line, or one just above it"),
+        (
+            "seed=[",
+            "seed: not YAML: expected the node content, but found '<stream end>'; mend the line, or one just above it",
+        ),
         ("seed=!!int 3", "seed: the tag tag:yaml.org,2002:int is not allowed; write the plain value"),
         ("sed=3", "sed: unknown key; did you mean 'seed'?"),
         ("seed=x", "seed: 'x' is not an integer; write a whole number"),

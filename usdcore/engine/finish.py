@@ -18,7 +18,6 @@ from usdcore.engine.fit import Stage
 from usdcore.engine.folder import write_aside
 from usdcore.engine.outcome import make_result
 from usdcore.errors import UsdcoreError
-from usdcore.latency import measure_latency
 from usdcore.plans import Plan
 from usdcore.report.page import write_report
 from usdcore.session import Session
@@ -65,15 +64,16 @@ class Finish:
         self.facts["standard_error"] = promised.execution.standard_error
         self.facts["rates"] = promised.execution.rates
         threshold_plan = session.plan
-        self.facts["dial"] = [self._dial(here, target) for target in self.recipe.evaluate.dial]
+        turned = [self._dial(here, target) for target in self.recipe.evaluate.dial]
+        self.facts["dial"] = [row for row in turned if row is not None]
         session.plan = threshold_plan
 
-    def _dial(self, here: Assessor, target: float) -> dict[str, Any]:
+    def _dial(self, here: Assessor, target: float) -> dict[str, Any] | None:
         try:
             return here.turn_to(target)
         except UsdcoreError as error:
             self.run.log.say(f"dial: {error}")
-            return {"target": target, "threshold": None, "executed_macs": None, "top1": None}
+            return None
 
     def _in_new_process(self) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "usdcore", "eval", str(self.folder.path), "--json"]
@@ -114,6 +114,8 @@ class Finish:
 
     def _latency(self) -> dict[str, list[dict[str, Any]]]:
         """Dense, compressed and controls side by side, on evaluation images."""
+        from usdcore.latency import measure_latency  # torch's timer looks for a CUDA toolkit when it is imported
+
         files = {"dense": self.folder.dense, "compressed": self.folder.model}
         if self.recipe.controls:
             files["narrow"] = self.folder.control("narrow")

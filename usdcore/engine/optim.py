@@ -66,9 +66,10 @@ class Schedule:
     """timm's learning-rate schedule by update, warm-up included."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, train: TrainConfig, epochs: int, steps_per_epoch: int) -> None:
+        # timm has no constant schedule with a warm-up: a step that never comes is one.
+        shape = {"sched": "step", "decay_epochs": epochs + 1} if train.sched == "none" else {"sched": train.sched}
         self.scheduler, _ = create_scheduler_v2(
             optimizer,
-            sched=train.sched if train.sched != "none" else "",
             num_epochs=epochs,
             warmup_epochs=min(train.warmup_epochs, epochs),
             warmup_lr=train.warmup_lr,
@@ -76,12 +77,12 @@ class Schedule:
             step_on_epochs=False,
             updates_per_epoch=steps_per_epoch,
             warmup_prefix=True,
+            **shape,
         )
 
     def set(self, update: int) -> None:
         """The rate for this update, counted from 0 in the phase."""
-        if self.scheduler is not None:
-            self.scheduler.step_update(update)
+        self.scheduler.step_update(update)
 
 
 class Objective:

@@ -59,7 +59,7 @@ def make_result(run: Run, latency: dict[str, list[dict[str, Any]]]) -> dict[str,
         },
         "compressed": {
             "params": small_cost.params + gate_params,
-            "macs": small_cost.macs + (int(gating.macs()) if gating is not None else 0),
+            "macs": small_cost.macs + (gating.count_macs() if gating is not None else 0),
             "top1": promised["top1"],
             "file_bytes": run.folder.model.stat().st_size,
             "epochs": total_epochs,
@@ -174,7 +174,7 @@ def _gates(gating: Gating | None, rates: dict[str, float]) -> dict[str, int]:
         "networks": len(gates),
         "decisions": sum(len(gate.sites) for gate in gates),
         "dynamic": sum(low <= rate <= high for rate in rates.values()),
-        "macs": int(gating.macs()) if gating is not None else 0,
+        "macs": gating.count_macs() if gating is not None else 0,
         "paper_flops": sum(gate.paper_flops for gate in gates),
     }
 

@@ -10,6 +10,7 @@ import torch
 from usdcore.artifact import create, save
 from usdcore.costs import Cost, cost
 from usdcore.engine.checkpoint import read_state, write_state
+from usdcore.engine.data import sample_seed
 from usdcore.engine.evaluate import calibration_batches, evaluate, evaluation_loader
 from usdcore.engine.fit import Fit, Stage, Surroundings
 from usdcore.engine.setup import Strategies, build_model, make_base, make_budget
@@ -119,6 +120,7 @@ class Run:
         started = time.monotonic()
         if strategies and "dense" not in self.facts:
             self._note_dense(index)
+        self._seed(index)
         self.session.begin_phase(strategies)
         first = sum(p.epochs for p in self.recipe.phases[:index])
         stage = Stage(phase.name, phase.epochs, self.train_config(phase), first)
@@ -173,8 +175,13 @@ class Run:
             self.write(fit)
 
     def _fresh(self) -> Session:
+        self._seed(-1)
         model = build_model(self.base, self.recipe.model)
         return self._session(model, Plan(base=self.base), None)
+
+    def _seed(self, stage: int) -> None:
+        """What is made before a stage (weights, gates) depends on the recipe's seed and the stage alone."""
+        torch.manual_seed(sample_seed(self.recipe.seed, stage, -1))
 
     def _restore(self) -> Session:
         state = read_state(self.folder.checkpoint)

@@ -31,13 +31,13 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 def recipe_sha256(recipe: Recipe) -> str:
     """Identifies what a recipe computes, not where: the SHA-256 of canonical JSON (sorted keys, no spaces, UTF-8).
 
-    Left out: `device`, `threads`, `data.workers`, `data.root`, and what any other path is. Whether a path is given
-    stays in (own weights or none is another run): `model.weights`, and any option that is a `pathlib.Path`, count as
-    "path" or null. Everything else counts, defaults and the recipe's name included.
+    Left out: `note`, `device`, `threads`, `data.workers`, `data.root`, and what any other path is. Whether a path is
+    given stays in (own weights or none is another run): `model.weights`, and any option that is a `pathlib.Path`, count
+    as "path" or null. Everything else counts, defaults and the recipe's name included.
     """
     content = resolved(recipe)
     _hide_paths(recipe, content)
-    for key in ("device", "threads"):
+    for key in ("note", "device", "threads"):
         del content[key]
     for key in ("workers", "root"):
         content["data"].pop(key, None)

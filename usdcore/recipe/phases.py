@@ -129,6 +129,8 @@ def _inherit(phases: list[Any]) -> tuple[list[_Mention], list[InitErrorDetails]]
             if before is not None and before.at[0] == i:
                 text = f"strategy {options['use']!r} is already in this phase; name it once"
                 lines.append(_line("strategy_twice", text, (i, "strategies", j), options["use"]))
+                strategies[j] = before.options  # nothing else needs to be said about it
+                mentions.append(_Mention((i, j), before.options, {"use"}, before))
                 continue
             mention = _Mention((i, j), options, set(options), before)
             if before is not None:

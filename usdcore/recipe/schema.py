@@ -107,6 +107,8 @@ class Recipe(Section):
 
     name: Name
     """Names the run."""
+    note: str | None = None
+    """A sentence that the report shows beside the numbers."""
     model: ModelConfig
     """The dense model."""
     data: SourceConfig

@@ -2,7 +2,7 @@
 
 How it works, in the order of the files:
 
-1. `metacopy`, `sizes`, `record`, `trace`: one forward of a weightless copy is recorded, op by op.
+1. `metacopy`, `sizes`, `modes`, `record`, `trace`: one forward of a weightless copy is recorded, op by op.
 2. `macs`, `graph`: what each op costs, what depends on what, and where the residual adds are.
 3. `labelling`, `layers`, `labels`, `rules`: every output channel of every projection gets a number, and the numbers
    travel with the activations, so that each parameter entry learns which channels it makes or reads.

@@ -1,8 +1,8 @@
 """Residual branches as chains of child modules, and the blocks that add them to the stream.
 
 A branch can be run on its own when each step from the stream to the add is a call of a direct child of the module that
-adds: `x + drop_path(scale(attn(norm(x))))`. Then `Branch.chain` names the children, and calling one after the other is the
-branch. Anything else (a product in the module's own code, a second input) is a reason why the branch can't be gated.
+adds: `x + drop_path(scale(attn(norm(x))))`. Then `Branch.chain` names the children, and calling one after the other is
+the branch. Anything else (a product in the module's own code, a second input) is a reason why it can't be gated.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _only_identities(flow: Labelling, value: int, origin: int) -> bool:
 
 
 def _branch(flow: Labelling, draft: BranchDraft, taken: set[str]) -> Branch:
-    trace, residual = flow.trace, draft.residual
+    residual = draft.residual
     prefix = f"{draft.owner.path}." if draft.owner.path else ""
     name = draft.units[0] if len(draft.units) == 1 else f"{prefix}{residual.op}"
     if not draft.units and draft.chain:

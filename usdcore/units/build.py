@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,30 +12,33 @@ from usdcore.units.layers import IntArray, axes, compact
 from usdcore.units.types import Attribute, Group, MaskPoint
 
 if TYPE_CHECKING:
-    from usdcore.units.drafts import Draft
     from usdcore.units.labelling import Labelling
     from usdcore.units.tally import Tally
 
+NUM_REASONS = 3
 
-def explain(flow: Labelling, drafts: list[Draft]) -> None:
+
+def explain(tally: Tally) -> None:
     """Add to each draft the reasons that the label pass met: norms over its entries, ops that it does not know."""
-    for draft in drafts:
-        for taint in flow.taints:
-            if len(taint.labels) and (draft.entry_of[taint.labels] >= 0).any():
-                draft.reasons.append(taint.reason)
-        for norm in flow.norms:
-            entries = np.where(norm.labels >= 0, draft.entry_of[norm.labels], -1)
-            if (entries >= 0).any() and not _is_even(entries, norm.dims):
-                draft.reasons.append(f"its entries are normalised together by {flow.where(flow.trace.ops[norm.op])}")
+    flow = tally.flow
+    for taint in flow.taints:
+        for group in tally.groups_of(tally.label_entry[taint.labels]):
+            tally.drafts[group].reasons.append(taint.reason)
+    for norm in flow.norms:
+        entries = np.where(norm.labels >= 0, tally.label_entry[norm.labels], -1)
+        if not _is_even(entries, norm.dims):
+            for group in tally.groups_of(entries):
+                reason = f"its entries are normalised together by {flow.where(flow.trace.ops[norm.op])}"
+                tally.drafts[group].reasons.append(reason)
 
 
 def mask_point(flow: Labelling, tally: Tally, group: int) -> MaskPoint | str:
     """Where a factor on the entries acts: the module that alone reads them; or why there is no such place."""
-    trace, draft = flow.trace, tally.drafts[group]
-    readers = {use.op for use in flow.uses if use.kind == "reads" and (draft.entry_of[use.labels] >= 0).any()}
+    trace = flow.trace
+    readers = list(tally.readers[group])
     if len(readers) != 1:
         return f"{len(readers)} projections read its entries, not one"
-    op = trace.ops[readers.pop()]
+    op = trace.ops[readers[0]]
     call = trace.calls[op.call]
     if not call.path or not call.inputs or call.inputs[0] != op.inputs[0]:
         return f"{flow.where(op)} reads its entries, but not as the input of a module"
@@ -44,16 +47,14 @@ def mask_point(flow: Labelling, tally: Tally, group: int) -> MaskPoint | str:
     entry_of = np.full(flow.shape(op.inputs[0])[-1], -1)
     for layer in flow.labels.get(op.inputs[0], ()):
         if axes(layer) == {layer.ndim - 1}:
-            entries = draft.entry_of[compact(layer).ravel()]
+            entries = tally.entries(group, compact(layer).ravel())
             entry_of = np.where(entry_of < 0, entries, entry_of)
     if (entry_of < 0).all():
         return f"{flow.where(op)} reads its entries, but not along the last axis"
     return MaskPoint(call.path, entry_of)
 
 
-def build_group(
-    flow: Labelling, tally: Tally, group: int, name: str, attributes: tuple[Attribute, ...]
-) -> Group:
+def build_group(flow: Labelling, tally: Tally, group: int, name: str, attributes: tuple[Attribute, ...]) -> Group:
     """The finished group `group` of a tally."""
     draft = tally.drafts[group]
     members = tally.members(group)
@@ -62,7 +63,7 @@ def build_group(
         numel = flow.trace.parameters.get(member.tensor, 0)
         own = member.entry_of[member.entry_of >= 0]
         np.add.at(params, own, numel // len(member.entry_of))
-    mask = mask_point(flow, tally, group) if draft.kind != "qk_dims" and draft.labels().size else None
+    mask = mask_point(flow, tally, group) if draft.kind != "qk_dims" and len(draft.labels) else None
     reasons = list(draft.reasons)
     if isinstance(mask, str):
         reasons.append(mask)
@@ -81,15 +82,21 @@ def build_group(
         mask=mask if isinstance(mask, MaskPoint) else None,
         macs_per_entry=int(macs[0]) if len(macs) else 0,
         params_per_entry=int(params[0]) if len(params) else 0,
-        reason="; ".join(dict.fromkeys(reasons)) or None,
+        reason="; ".join([*dict.fromkeys(reasons)][:NUM_REASONS]) or None,
         parent_of=draft.parent_of,
     )
 
 
 def place(flow: Labelling, ops: set[int]) -> str:
     """The deepest module that holds all of some ops."""
-    paths = [flow.trace.path(flow.trace.ops[op]).split(".") for op in ops]
-    return ".".join(commonprefix(paths))  # type: ignore[type-var]
+    common: list[str] | None = None
+    for op in ops:
+        path = flow.trace.path(flow.trace.ops[op]).split(".")
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(path, common or path, strict=False))
+        common = [name for name, _ in same]
+        if not common:
+            break
+    return ".".join(common or [])
 
 
 def params_of(flow: Labelling, ops: set[int]) -> int:
@@ -100,7 +107,4 @@ def params_of(flow: Labelling, ops: set[int]) -> int:
 
 def _is_even(entries: IntArray, dims: tuple[int, ...]) -> bool:
     """Whether the entry is the same at all positions that are normalised together."""
-    for dim in dims:
-        if not (entries == np.take(entries, [0], axis=dim)).all():
-            return False
-    return True
+    return all(bool((entries == np.take(entries, [0], axis=dim)).all()) for dim in dims)

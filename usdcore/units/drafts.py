@@ -7,34 +7,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from usdcore.units.layers import IntArray
-
 if TYPE_CHECKING:
     from usdcore.units.labelling import Labelling
+    from usdcore.units.layers import IntArray
 
 
 @dataclass(slots=True, eq=False)
 class Draft:
-    """A group's labels: `entry_of` has one element per label of the whole model, -1 where it is not the group's.
-
-    `reasons` collects why the group can't be pruned; `is_ragged` marks a group inside another, whose entries do not
-    make whole rows and columns of the activations.
-    """
+    """A group's labels and the entry of each. `reasons` collects why the group can't be pruned."""
 
     kind: str
     size: int
-    entry_of: IntArray
+    labels: IntArray
+    entries: IntArray
     reasons: list[str] = field(default_factory=list)
     parent_of: IntArray | None = None
-
-    def labels(self) -> IntArray:
-        """The labels of the group."""
-        return np.flatnonzero(self.entry_of >= 0)
 
 
 @dataclass(slots=True, eq=False)
 class UnitDraft:
-    """A unit's groups, the first of which is the one that its costs and its place are read from."""
+    """A unit's groups, the first of which is the one that its costs and its place are read from.
+
+    For attention, `core_op` makes the core's output, and `shape` is (heads, q and k width, v width of a head).
+    """
 
     groups: list[Draft]
     core_op: int | None = None
@@ -63,13 +58,15 @@ def components(flow: Labelling) -> IntArray:
         component = after
 
 
-def assign(component: IntArray, rows: list[IntArray]) -> tuple[IntArray, bool]:
-    """The entry of every label when row i of each table [n, ...] makes entry i; False where two entries are tied."""
+def assign(component: IntArray, rows: list[IntArray]) -> tuple[IntArray, IntArray, bool]:
+    """Labels and their entries, when row i of each table [n, ...] makes entry i; False where two entries are tied."""
     entry_of = np.full(len(component), -1)
     is_clean = True
     for table in rows:
-        for entry, row in enumerate(table):
-            own = component[row]
-            is_clean &= bool(((entry_of[own] == -1) | (entry_of[own] == entry)).all())
-            entry_of[own] = entry
-    return entry_of[component], is_clean
+        own, entries = component[table], np.arange(len(table))[:, None]
+        is_clean &= bool(((entry_of[own] == -1) | (entry_of[own] == entries)).all())
+        entry_of[own] = entries
+        is_clean &= bool((entry_of[own] == entries).all())
+    entry_of = entry_of[component]
+    labels = np.flatnonzero(entry_of >= 0)
+    return labels, entry_of[labels], is_clean

@@ -1,4 +1,4 @@
-"""Run aten ops on meta tensors, fast: the blocks of a transformer repeat, so an op that was run once need not run again.
+"""Run aten ops on meta tensors, fast: the blocks of a transformer repeat, so few ops need to run twice.
 
 A meta kernel only works out the shape of the result, but takes up to a millisecond (layer norm, fused attention).
 """

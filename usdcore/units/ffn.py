@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import networkx as nx
 import numpy as np
 
-from usdcore.units.drafts import Draft, UnitDraft
-from usdcore.units.layers import IntArray
+from usdcore.units.drafts import Draft, UnitDraft, assign
 
 if TYPE_CHECKING:
     from usdcore.units.labelling import Labelling
+    from usdcore.units.layers import IntArray
 
 
 def ffn_drafts(flow: Labelling, component: IntArray) -> list[UnitDraft]:
@@ -22,20 +22,21 @@ def ffn_drafts(flow: Labelling, component: IntArray) -> list[UnitDraft]:
     for share in flow.shares:
         fresh = share.labels[(share.labels >= 0) & (maker_of[share.labels] < 0)]
         maker_of[fresh] = share.op  # an op that makes labels comes before every op that reads them
-    projections: nx.Graph[int] = nx.Graph()
+    projections: nx.Graph[tuple[str, int]] = nx.Graph()  # an op reads the labels of one group and makes another's
     readers: dict[int, list[IntArray]] = {}
     for use in flow.uses:
         labels = use.labels[free[use.labels]]
         if use.kind == "reads" and len(labels):
             readers.setdefault(use.op, []).append(labels)
-            projections.add_edges_from((use.op, int(maker)) for maker in np.unique(maker_of[labels]))
+            makers = np.unique(maker_of[labels])
+            projections.add_edges_from((("reads", use.op), ("makes", int(maker))) for maker in makers)
     for a, b in flow.ties:
-        tied = free[a] & free[b]
+        tied = (a >= 0) & (b >= 0) & free[a] & free[b]
         makers = np.unique(np.concatenate([maker_of[a[tied]], maker_of[b[tied]]]))
-        projections.add_edges_from(pairwise(int(m) for m in makers))
+        projections.add_edges_from(pairwise(("makes", int(maker)) for maker in makers))
     drafts = []
-    for ops in sorted(nx.connected_components(projections), key=min):
-        read = [labels for op in sorted(ops) for labels in readers.get(op, [])]
+    for nodes in sorted(nx.connected_components(projections), key=lambda nodes: min(op for _, op in nodes)):
+        read = [labels for kind, op in sorted(nodes) if kind == "reads" for labels in readers[op]]
         if read:
             drafts.append(_unit(component, np.concatenate(read)))
     return drafts
@@ -45,6 +46,7 @@ def _free(flow: Labelling, component: IntArray) -> np.typing.NDArray[np.bool_]:
     """Labels that may be hidden: not in a stream, not shown by the output, not in an attention core."""
     taken = [t.labels for t in flow.taints if t.kind in ("stream", "output")]
     taken += [core.involved for core in flow.cores]
+    taken += flow.probabilities.values()
     free = np.ones(flow.num_labels, dtype=bool)
     for labels in taken:
         free[component[labels]] = False
@@ -55,6 +57,5 @@ def _free(flow: Labelling, component: IntArray) -> np.typing.NDArray[np.bool_]:
 
 def _unit(component: IntArray, read: IntArray) -> UnitDraft:
     ids = np.unique(component[read])
-    entry_of = np.full(len(component), -1)
-    entry_of[ids] = np.arange(len(ids))
-    return UnitDraft([Draft("hidden", len(ids), entry_of[component])])
+    labels, entries, _ = assign(component, [ids[:, None]])
+    return UnitDraft([Draft("hidden", len(ids), labels, entries)])

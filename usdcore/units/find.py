@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def find_units(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Units:
     """The attention, feed-forward and block units of `model`, found in its dataflow, whatever its classes are called.
 
-    `example_inputs` is what the forward takes, [B, C, H, W] for images; only shapes matter, so tensors on the meta device
-    will do. The model is only read: a weightless copy in evaluation mode runs once. What can't be pruned or gated is
-    there too, with a reason. Errors: a forward that fails, or that needs the values of its input.
+    `example_inputs` is what the forward takes, [B, C, H, W] for images; only shapes matter, so tensors on the meta
+    device will do. The model is only read: a weightless copy without its hooks runs once, in evaluation mode. What
+    can't be pruned or gated is there too, with a reason. Errors: a forward that fails, or that needs values.
     """
     executor = Executor()
     trace = record(model, example_inputs, executor)
@@ -55,13 +55,14 @@ class _Finder:
     def __init__(self, flow: Labelling, drafts: list[UnitDraft], executor: Executor) -> None:
         self.flow = flow
         self.drafts = drafts
-        explain(flow, [group for draft in drafts for group in draft.groups])
         self.main = Tally(flow, [draft.groups[0] for draft in drafts])
-        self.attributes = follow(self.main, executor)
         self.dims = {
             kind: Tally(flow, [draft.groups[level] for draft in drafts if draft.core_op is not None])
             for level, kind in enumerate(("qk_dims", "v_dims"), start=1)
         }
+        for tally in (self.main, *self.dims.values()):
+            explain(tally)
+        self.attributes = follow(self.main, executor)
         branches = branch_drafts(flow)
         self.branch_of: list[BranchDraft | None] = []
         self.names: list[str] = []

@@ -2,12 +2,13 @@
 
 An op runs with inputs of the shapes that the labels say, and with its size arguments evaluated again from the host's
 expressions; the result must have the shape that the labels say. Where an argument is an int attribute of a module and
-must change, the attribute has to follow the group. Whatever else does not fit is a reason why the group can't be pruned,
-with the line of the host's code.
+must change, the attribute has to follow the group. Whatever else does not fit is a reason why the group can't be
+pruned, with the line of the host's code.
 """
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
     from usdcore.units.execute import Executor
     from usdcore.units.tally import Tally
     from usdcore.units.trace import Op
+
+# Ops whose int arguments are sizes; in any other op an int that changes would change the result.
+SIZED = frozenset(
+    {"reshape", "view", "_unsafe_view", "expand", "repeat", "unflatten", "split", "split_with_sizes", "slice"}
+    | {"conv1d", "conv2d", "conv3d", "layer_norm", "rms_norm", "group_norm"}
+    | {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full"}
+)
 
 
 def follow(tally: Tally, executor: Executor) -> list[tuple[Attribute, ...]]:
@@ -63,12 +71,12 @@ class Replay:
     def run(self) -> None:
         """Find the attributes that follow, then run every op that the removal or an attribute touches."""
         removal = self.removal
-        touched = {op.index for op in self.trace.ops if any(removal.kept(v) for v in (*op.inputs, *op.outputs))}
-        for op in self.trace.ops:
-            if op.index in touched:
-                self._solve(op)
-        for op in self.trace.ops:
-            if op.index in touched:
+        ops = [op for op in (*self.trace.ops, *self.trace.wholes) if not op.is_part]
+        is_touched = [any(removal.kept(v) for v in (*op.inputs, *op.outputs)) for op in ops]
+        for op in compress(ops, is_touched):
+            self._solve(op)
+        for op, touched in zip(ops, is_touched, strict=True):
+            if touched:
                 self._check(op, removal.groups)
             elif any(self._changes(expr) for expr in (*op.sizes.values(), *op.loose)):
                 self._check(op, self._following)
@@ -100,13 +108,15 @@ class Replay:
         if op.name in ("reshape", "view", "_unsafe_view", "expand"):
             return shape[position] if position < len(shape) else None
         if op.name == "unflatten" and position > 0:
-            return shape[op.args[1] % ndim + position - 1]
+            return shape[int(op.args[1]) % ndim + position - 1]
         if op.name in ("split", "split_with_sizes"):
             dim = (op.args[2] if len(op.args) > 2 else 0) % ndim
             is_list = not isinstance(op.args[1], int)
             if position >= (len(op.args[1]) if is_list else 1):
                 return None
             return self.removal.shape(op.outputs[position if is_list else 0])[dim]
+        if op.name.startswith("conv") and now == self.trace.values[op.inputs[0]].shape[1]:
+            return self.removal.shape(op.inputs[0])[1]  # one group for each channel
         if op.name == "slice" and position in (1, 2) and None not in op.args:
             kept = self.removal.kept(op.inputs[0]).get(op.args[1] % ndim)
             return now if kept is None else int(kept[:now].sum())
@@ -120,15 +130,17 @@ class Replay:
     def _problem(self, op: Op) -> str | None:
         """Why an op does not do the same on the smaller shapes; None if it does."""
         removal = self.removal
-        if any(self._changes(expr) for expr in op.loose):
+        if any(self._changes(expr) for expr in (op.loose if op.name in SIZED else (*op.loose, *op.sizes.values()))):
             return f"a number in {self.flow.where(op)} changes that is not a size"
         if self._picks(op):
             return f"{self.flow.where(op)} picks positions by number"
         expected = [removal.shape(v) for v in op.outputs]
         if self._rerun(op) == expected[: self._num_own(op)]:
             return None
-        before = list(self.trace.values[op.outputs[0]].shape)
-        return f"a fixed size in {self.flow.where(op)}: the output {before} would have to become {list(expected[0])}"
+        if any(True for _ in numbers((op.args, op.kwargs))):
+            before = list(self.trace.values[op.outputs[0]].shape)
+            return f"a fixed size in {self.flow.where(op)}: its output {before} would not shrink with the entries"
+        return f"not all that meets in {self.flow.where(op)} would shrink with the entries"
 
     def _rerun(self, op: Op) -> list[Shape]:
         """The output shapes of an op on the smaller inputs; none if it fails."""

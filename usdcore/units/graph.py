@@ -98,9 +98,9 @@ def build_graph(trace: Trace, macs: list[int]) -> nx.DiGraph[Any]:
     Edges follow the data.
     """
     graph: nx.DiGraph[Any] = nx.DiGraph()
-    names: dict[int, str] = {value: f"input:{i}" for i, value in enumerate(trace.inputs)}
-    for value in names:
-        graph.add_node(names[value], kind="input", shapes=(trace.values[value].shape,))
+    names = {value: f"input:{i}" for i, value in enumerate(trace.inputs)}
+    for value, name in names.items():
+        graph.add_node(name, kind="input", shapes=(trace.values[value].shape,))
     for op in trace.ops:
         node = f"{op.index}:{op.name}"
         shapes = tuple(trace.values[v].shape for v in op.outputs)
@@ -109,9 +109,10 @@ def build_graph(trace: Trace, macs: list[int]) -> nx.DiGraph[Any]:
         )
         for v in op.inputs:
             if v not in names:
-                value = trace.values[v]
-                names[v] = value.tensor or f"constant:{v}"
-                graph.add_node(names[v], kind="tensor" if value.tensor else "constant", shapes=(value.shape,))
+                tensor = trace.values[v].tensor
+                names[v] = tensor or f"constant:{v}"
+                kind = "tensor" if tensor else "constant"
+                graph.add_node(names[v], kind=kind, shapes=(trace.values[v].shape,))
             graph.add_edge(names[v], node)
         names.update(dict.fromkeys(op.outputs, node))
     return graph

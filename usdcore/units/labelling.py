@@ -1,4 +1,4 @@
-"""What the label pass writes down: the labels of every value, and every meeting of labels with parameters or each other.
+"""What the label pass writes down: the labels of every value, and where they meet parameters or each other.
 
 A **label** is one output channel of one projection. A **slot** is one position along one axis of one parameter or
 buffer; slots travel through views of the parameter as labels travel through activations. A **coarse** label stands for
@@ -77,7 +77,10 @@ class Core:
 
 @dataclass(slots=True)
 class Labelling:
-    """The state of the label pass, and what it found. `labels` and `slots` have the layers of each value."""
+    """The state of the label pass, and what it found. `labels` and `slots` have the layers of each value.
+
+    `probabilities` are the values that come from a softmax, with the labels that went into it.
+    """
 
     trace: Trace
     ancestry: Ancestry
@@ -91,7 +94,7 @@ class Labelling:
     cores: list[Core] = field(default_factory=list)
     ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     coarse: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    probabilities: set[int] = field(default_factory=set)
+    probabilities: dict[int, IntArray] = field(default_factory=dict)
     num_labels: int = 0
     num_slots: int = 0
     slot_axes: list[tuple[int, int, int]] = field(default_factory=list)
@@ -125,6 +128,10 @@ class Labelling:
                 self.num_slots += size
         self._slots[value] = tuple(made)
         return self._slots[value]
+
+    def known_slots(self, value: int) -> Layers:
+        """The slot layers that the label pass met; it met no others."""
+        return self._slots.get(value, ())
 
     def set_slots(self, value: int, layers: Layers) -> None:
         """Give a view of a parameter its slots."""

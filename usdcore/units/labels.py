@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
 
 from usdcore.units.labelling import Labelling
-from usdcore.units.layers import Layers
 from usdcore.units.rules import norm, pointwise, product, project, shape
 
 if TYPE_CHECKING:
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from usdcore.units.graph import Ancestry, Residual
     from usdcore.units.trace import Op, Trace
 
+# Elementwise ops that torch does not tag as such.
+UNTAGGED = frozenset({"hardswish", "hardsigmoid", "hardtanh", "relu6", "mish", "prelu", "_prelu_kernel"})
 RULES: dict[str, Callable[[Labelling, Op], None]] = {
-    **dict.fromkeys(shape.MOVES, shape.move),
+    **dict.fromkeys(shape.TURNS | shape.RESHAPES, shape.move),
     **dict.fromkeys(shape.SAME, shape.same),
     **dict.fromkeys(shape.REDUCES, shape.reduce),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), project.convolution),
@@ -35,16 +37,36 @@ RULES: dict[str, Callable[[Labelling, Op], None]] = {
 def label(trace: Trace, ancestry: Ancestry, residuals: dict[int, Residual], macs: list[int]) -> Labelling:
     """Number the channels of every projection and follow them to where they are read."""
     flow = Labelling(trace, ancestry, residuals, macs)
-    streams = {r.entry for r in residuals.values() if any(_mixes(flow, trace.ops[i]) for i in r.ops)}
+    streams = _streams(flow)
     with torch.inference_mode():
         for op in trace.ops:
             _apply(flow, op)
             for value in streams.intersection(op.outputs):
-                flow.taint(flow.labels.get(value, ()), "stream", f"its entries are the residual stream at {flow.where(op)}")
+                reason = f"its entries are the residual stream at {flow.where(op)}"
+                flow.taint(flow.labels.get(value, ()), "stream", reason)
                 flow.labels[value] = ()
     for value in trace.outputs:
         flow.taint(flow.labels.get(value, ()), "output", "the model's output shows its entries")
     return flow
+
+
+def _streams(flow: Labelling) -> set[int]:
+    """Where residual streams start: entries of branches that mix channels, and what alone becomes such an entry."""
+    trace = flow.trace
+    readers = Counter(v for op in trace.ops for v in op.inputs)
+    found: set[int] = set()
+    for residual in flow.residuals.values():
+        if not any(_mixes(flow, trace.ops[i]) for i in residual.ops):
+            continue
+        values = [residual.entry]
+        while values:  # an add of positions or a dropout before the first block
+            value = values.pop()
+            found.add(value)
+            producer = trace.values[value].producer
+            before = [v for v in trace.ops[producer].inputs if trace.values[v].is_data] if producer >= 0 else []
+            if len(before) == 1 and readers[before[0]] == 1 and flow.shape(before[0]) == flow.shape(value):
+                values += [] if _mixes(flow, trace.ops[producer]) else before
+    return found
 
 
 def _mixes(flow: Labelling, op: Op) -> bool:
@@ -63,7 +85,7 @@ def _apply(flow: Labelling, op: Op) -> None:
     rule = RULES.get(op.name)
     if rule is not None:
         rule(flow, op)
-    elif torch.Tag.pointwise in op.func.tags:
+    elif torch.Tag.pointwise in op.func.tags or op.name in UNTAGGED:
         pointwise.pointwise(flow, op)
     else:
         _unknown(flow, op)
@@ -80,5 +102,4 @@ def _unknown(flow: Labelling, op: Op) -> None:
         flow.taint(layers, "unknown", f"it is not known how {flow.where(op)} uses its entries")
         for output in op.outputs:
             if flow.shape(output) == flow.shape(value):
-                passed: Layers = layers
-                flow.labels[output] = passed
+                flow.labels[output] = layers

@@ -1,8 +1,9 @@
 """Label layers: an int64 tensor of an activation's shape that says which channel each position belongs to, or -1.
 
-A layer is constant along most axes (every token has the same channels), so it is held expanded, with stride 0 there: the
-shape ops of the host run on it as they are, and cost nothing. An activation may have several layers; a position belongs
-to the label of each. `compact` gives the part that matters: size 1 along the axes on which the layer does not depend.
+A layer is constant along most axes (every token has the same channels), so it is held expanded, with stride 0 there:
+the shape ops of the host run on it as they are, and cost nothing. An activation may have several layers; a position
+belongs to the label of each. `compact` gives the part that matters: size 1 along the axes on which the layer does not
+depend.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from torch import Tensor
 
 IntArray = npt.NDArray[np.int64]
 Layers = tuple[Tensor, ...]
-
-_FULL = 1 << 14
 
 
 def along(base: int, shape: tuple[int, ...], axis: int) -> Tensor:
@@ -32,15 +31,18 @@ def none(shape: tuple[int, ...]) -> Tensor:
 
 def compact(layer: Tensor) -> IntArray:
     """The layer with size 1 along each axis on which it is constant."""
-    index = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in layer.stride())
-    part = layer[index]
-    if part.numel() > _FULL:  # a reshape had to copy: look for axes that are constant all the same
-        for axis in range(part.ndim):
-            first = part.narrow(axis, 0, 1)
-            if part.shape[axis] > 1 and bool((part == first).all()):
-                part = first
-    array: IntArray = part.numpy()
+    array: IntArray = layer[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in layer.stride())].numpy()
     return array
+
+
+def tidy(layer: Tensor) -> Tensor:
+    """The same layer, with stride 0 along every axis on which it is constant; for ops that had to copy it."""
+    part = layer
+    for axis, (size, stride) in enumerate(zip(layer.shape, layer.stride(), strict=True)):
+        first = part.narrow(axis, 0, 1)
+        if size == 1 or stride == 0 or bool((part == first).all()):
+            part = first
+    return part.contiguous().expand(layer.shape)
 
 
 def axes(layer: Tensor) -> frozenset[int]:

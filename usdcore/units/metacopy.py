@@ -27,7 +27,7 @@ def meta_copy(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in model.modules():
         for name, value in vars(module).items():
-            if name.endswith("_hooks") or "_hooks_" in name:
+            if name.startswith("_") and "_hooks" in name and isinstance(value, dict):
                 memo[id(value)] = OrderedDict()
             elif isinstance(value, Tensor):
                 memo[id(value)] = _empty(value)
@@ -37,7 +37,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model, memo).eval()
     except Exception as error:
-        msg = f"find_units: a {type(model).__name__} can't be copied ({type(error).__name__}: {error}); make it deepcopy-able"
+        why = f"{type(error).__name__}: {error}"
+        msg = f"find_units: a {type(model).__name__} can't be copied ({why}); give it a working __deepcopy__"
         raise UsdcoreError(msg) from error
 
 

@@ -7,31 +7,26 @@ ops beneath. In inference mode torch does not break up `linear`, `matmul` or fus
 
 from __future__ import annotations
 
-import inspect
 import sys
-from functools import cache, partial
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from usdcore.errors import UsdcoreError
-from usdcore.units.execute import Executor
+from usdcore.units.host import Defaults, host_line, words
 from usdcore.units.metacopy import meta_copy, meta_inputs, trace_attributes
+from usdcore.units.modes import ObserveFunctions, ObserveOps
 from usdcore.units.sizes import Expr, TracedInt, expression
 from usdcore.units.trace import OUTSIDE, Call, Op, Ref, Trace, Value, numbers
 
-# Composite ops that are recorded whole, as a rule knows them; every other composite op is broken up.
-WHOLE = frozenset(
-    "linear matmul scaled_dot_product_attention conv1d conv2d conv3d layer_norm rms_norm group_norm batch_norm softmax "
-    "log_softmax dropout reshape flatten unflatten chunk contiguous to".split()
-)
-_TORCH = str(Path(torch.__file__).parent)
-_SHAPE = torch.Tensor.shape
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from usdcore.units.execute import Executor
+
 _LIKE = frozenset({"view_as", "expand_as", "reshape_as"})
 
 
@@ -43,7 +38,7 @@ def record(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], execut
     recorder.trace.attributes = trace_attributes(copied, recorder.trace.ends)
     recorder.watch(copied, inputs)
     try:
-        with torch.inference_mode(), _Functions(recorder), _Ops(recorder):
+        with torch.inference_mode(), ObserveFunctions(recorder), ObserveOps(recorder):
             output = copied(*inputs)
     except UsdcoreError:
         raise
@@ -70,7 +65,9 @@ class Recorder:
         self._stack = [0]
         self._numbers: list[int] = []
         self._is_matched = True
-        self._defaults: dict[Any, tuple[inspect.Parameter, ...]] = {}
+        self._defaults = Defaults()
+        self._is_inside = False
+        self._last: Op | None = None
         self._source: tuple[str, int] | None = None
 
     def watch(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -104,16 +101,26 @@ class Recorder:
         found = list(numbers((args, kwargs)))
         self._numbers = found if any(type(n) is TracedInt for n in found) else []
         self._is_matched = not self._numbers
-        frame = sys._getframe(2)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(_TORCH):
-            frame = frame.f_back
-        self._source = (frame.f_code.co_filename, frame.f_lineno)
+        self._source = host_line(sys._getframe(2))
 
     def end(self) -> None:
         """The call is over: ints that no op took as they were are noted on its last op."""
-        if not self._is_matched and self.trace.ops:
-            self.trace.ops[-1].loose = tuple(expression(n) for n in self._numbers if type(n) is TracedInt)
-        self._numbers, self._is_matched, self._source = [], True, None
+        if not self._is_matched and self._last is not None:
+            self._last.loose = tuple(expression(n) for n in self._numbers if type(n) is TracedInt)
+        self._numbers, self._is_matched, self._source, self._last = [], True, None, None
+
+    def parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
+        """Run a composite op part by part; note it as a whole too, as torch works out the sizes of the parts."""
+        if self._is_inside:
+            return run()
+        refs = {id(t): Ref(self.value(t)) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        first, self._is_inside = len(self.trace.ops), True
+        out = run()
+        self._is_inside = False
+        if len(self.trace.ops) > first:
+            made = tuple(self.value(t) for t in tree_leaves(out) if isinstance(t, Tensor))
+            self.trace.wholes.append(self._op(first, func, args, kwargs, refs, made))
+        return out
 
     def op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run and record one op; an op that returns its own input (a dropout that is off) returns an alias of it."""
@@ -141,21 +148,34 @@ class Recorder:
             value = self._new(tensor, producer=index, is_data=is_data or trace.values[old].is_data)
             value.overwrites = old
             outputs.append(value.index)
+        op = self._op(index, func, args, kwargs, refs, tuple(outputs))
+        op.inputs = (*inputs, *before)
+        trace.ops.append(op)
+
+    def _op(
+        self,
+        index: int,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        refs: dict[int, Ref],
+        outputs: tuple[int, ...],
+    ) -> Op:
         name = func.overloadpacket.__name__
-        trace.ops.append(
-            Op(
-                index=index,
-                name=name[:-1] if name.endswith("_") and not name.endswith("__") else name,
-                func=func,
-                args=_referred(args, refs),
-                kwargs=_referred(kwargs, refs),
-                inputs=(*inputs, *before),
-                outputs=tuple(outputs),
-                call=self._stack[-1],
-                source=_where(*self._source) if self._source else "",
-                sizes=self._sizes(args, kwargs),
-            )
+        self._last = Op(
+            index=index,
+            name=name[:-1] if name.endswith("_") and not name.endswith("__") else name,
+            func=func,
+            args=_referred(args, refs),
+            kwargs=_referred(kwargs, refs),
+            inputs=tuple(ref.value for ref in refs.values()),
+            outputs=outputs,
+            call=self._stack[-1],
+            source=words(*self._source) if self._source else "",
+            sizes={} if self._is_inside else self._sizes(args, kwargs),
+            is_part=self._is_inside,
         )
+        return self._last
 
     def _new(self, tensor: Tensor, producer: int = OUTSIDE, is_data: bool = False, name: str | None = None) -> Value:
         value = Value(len(self.trace.values), tuple(tensor.shape), tensor.dtype, producer, is_data, name)
@@ -166,9 +186,11 @@ class Recorder:
 
     def _views_of(self, written: list[Tensor]) -> list[Tensor]:
         """The other tensors that share memory with tensors that are written in place."""
+        if not written:
+            return []
         memory = {t.untyped_storage()._cdata for t in written}
         own = {id(t) for t in written}
-        found = {id(t): t for t in self._alive if memory and t.untyped_storage()._cdata in memory}
+        found = {id(t): t for t in self._alive if t.untyped_storage()._cdata in memory}
         return [t for key, t in found.items() if key not in own]
 
     def _sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int, Expr]:
@@ -186,7 +208,7 @@ class Recorder:
     def _enter(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = tuple(self.value(t) for t in given)
-        extra = len(given) != 1 or not args or args[0] is not given[0] or not self._is_plain(module, args, kwargs)
+        extra = len(given) != 1 or not args or args[0] is not given[0] or not self._defaults.hold(module, args, kwargs)
         trace = self.trace
         call = Call(len(trace.calls), path, self._stack[-1], inputs, extra, len(trace.ops))
         trace.calls.append(call)
@@ -201,68 +223,6 @@ class Recorder:
         call.end_op = len(self.trace.ops)
         self._stack.pop()
         return output
-
-    def _is_plain(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether all arguments but the first have the default value of the module's forward."""
-        if len(args) == 1 and not kwargs:
-            return True
-        forward = type(module).forward if "forward" not in vars(module) else module.forward
-        if forward not in self._defaults:
-            self._defaults[forward] = tuple(inspect.signature(forward).parameters.values())
-        parameters = [p for p in self._defaults[forward] if p.name != "self"]
-        by_name = {p.name: p.default for p in parameters}
-        given = [
-            *zip(args[1:], (p.default for p in parameters[1:]), strict=False),
-            *((value, by_name.get(name, inspect.Parameter.empty)) for name, value in kwargs.items()),
-        ]
-        return len(args) <= len(parameters) and all(value is default or value == default for value, default in given)
-
-
-class _Ops(TorchDispatchMode):
-    """Sees every aten op."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if _is_composite(func) and func.overloadpacket.__name__ not in WHOLE:
-            with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
-        return self.recorder.op(func, args, kwargs)
-
-
-class _Functions(TorchFunctionMode):
-    """Sees every call of a torch function or tensor method in the host's code."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__self__", None) is _SHAPE or (func is torch.Tensor.size and len(args) == 1):
-            return self.recorder.shape(args[0])
-        if func is torch.Tensor.size:
-            return self.recorder.shape(args[0])[args[1]]
-        self.recorder.begin(func, args, kwargs)
-        out = func(*args, **kwargs)
-        self.recorder.end()
-        return out
-
-
-@cache
-def _is_composite(func: Any) -> bool:
-    return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))
-
-
-@cache
-def _where(filename: str, line: int) -> str:
-    roots = [root for root in sys.path if root and filename.startswith(root.rstrip("/") + "/")]
-    return f"{filename[len(max(roots, key=len).rstrip('/')) + 1 :] if roots else filename}:{line}"
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

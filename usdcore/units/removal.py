@@ -21,7 +21,7 @@ BoolArray = np.typing.NDArray[np.bool_]
 class Removal:
     """What the labels say when the global entries `removed` go.
 
-    `attributes` are the values that the host's int attributes take then; `reasons` collects, by group, what is in the way.
+    `attributes` are the values that the host's int attributes take then, `reasons` what is in the way, by group.
     """
 
     def __init__(self, tally: Tally, removed: BoolArray) -> None:
@@ -44,7 +44,7 @@ class Removal:
             for layer in self.flow.labels.get(value, ()):
                 self._shrink(value, self._labels[compact(layer)], found)
             if not self.flow.labels.get(value):
-                for layer in self.flow.slots(value):
+                for layer in self.flow.known_slots(value):
                     self._shrink(value, self._slots[compact(layer)], found)
             self._kept[value] = found
         return found
@@ -59,12 +59,13 @@ class Removal:
         """The groups whose entries an op's inputs and outputs hold."""
         found: set[int] = set()
         for value in (*op.inputs, *op.outputs):
-            for layer in self.flow.labels.get(value, ()):
-                labels = np.unique(compact(layer))
-                found.update(self.tally.groups_of(self.tally.label_entry[labels[labels >= 0]]))
-            for layer in self.flow.slots(value):
-                slots = np.unique(compact(layer))
-                found.update(self.tally.groups_of(self.tally.slot_entry[slots[slots >= 0]]))
+            for layers, entry_of in (
+                (self.flow.labels.get(value, ()), self.tally.label_entry),
+                (self.flow.known_slots(value), self.tally.slot_entry),
+            ):
+                for layer in layers:
+                    own = compact(layer).ravel()
+                    found.update(self.tally.groups_of(entry_of[own[own >= 0]]))
         return sorted(found)
 
     def leaf(self, leaf: Expr) -> int:
@@ -84,7 +85,7 @@ class Removal:
         rectangle = 1
         for axis, n in enumerate(gone.shape):
             if n > 1:
-                along = stays.any(axis=tuple(i for i in range(gone.ndim) if i != axis))
+                along: BoolArray = np.any(stays, axis=tuple(i for i in range(gone.ndim) if i != axis))
                 rectangle *= int(along.sum())
                 if not along.all():
                     into[axis] = into[axis] & along if axis in into else along

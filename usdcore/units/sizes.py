@@ -29,7 +29,7 @@ _ENDS = ("truediv", "pow", "divmod", "lshift", "rshift", "and", "or", "xor")
 
 
 class TracedInt(int):
-    """An int with the expression that it is the value of; `ends` collects leaves whose trail ended in a plain number."""
+    """An int with the expression that it is the value of; `ends` collects the leaves whose trail ended in a number."""
 
     expr: Expr
     ends: set[Expr]

@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from usdcore.units.layers import IntArray
 from usdcore.units.types import Member
 
 if TYPE_CHECKING:
     from usdcore.units.drafts import Draft
     from usdcore.units.labelling import Labelling, Use
+    from usdcore.units.layers import IntArray
 
 UNSEEN, SHARED = -2, -1
 
 
 class Tally:
-    """Global entries of labels and slots. `slot_entry` is -1 for a slot that several entries share, or none."""
+    """Global entries of labels and slots. `slot_entry` is -1 for a slot that several entries share, or none.
+
+    `ops` are the ops that hold entries of a group, `readers` those of them that read them with a weight.
+    """
 
     def __init__(self, flow: Labelling, drafts: list[Draft]) -> None:
         self.flow = flow
@@ -30,50 +33,67 @@ class Tally:
         self.num_entries = int(self.offsets[-1])
         self.owner = np.repeat(np.arange(len(drafts)), [draft.size for draft in drafts])
         self.label_entry = self._label_entries()
+        self._is_coarse = np.zeros(flow.num_labels, dtype=bool)
+        for labels, _ in flow.coarse:
+            self._is_coarse[labels] = True
         self.slot_entry = np.full(flow.num_slots, UNSEEN)
         self.ops: list[set[int]] = [set() for _ in drafts]
+        self.readers: list[set[int]] = [set() for _ in drafts]
         for use in flow.uses:
             self._read(use)
+        self._member_axes = self._axes_by_group()
         self._macs = np.zeros(self.num_entries)
         for share in flow.shares:
             entries = self.label_entry[share.labels[share.labels >= 0]]
-            entries = entries[entries >= 0]
-            if len(entries):
-                np.add.at(self._macs, entries, share.macs)
-                self._touch(entries, share.op)
+            self._touch(entries, share.op)
+            np.add.at(self._macs, entries[entries >= 0], share.macs)
 
     def macs(self, group: int) -> IntArray:
         """MACs per sample of each entry of a group."""
         return np.rint(self._macs[self.offsets[group] : self.offsets[group + 1]]).astype(np.int64)
 
+    def entries(self, group: int, labels: IntArray) -> IntArray:
+        """The entries of some labels in a group; -1 where they belong to another one, or to none."""
+        found = np.where(labels < 0, -1, self.label_entry[labels])
+        is_own = (found >= self.offsets[group]) & (found < self.offsets[group + 1])
+        return np.where(is_own, found - self.offsets[group], -1)
+
     def members(self, group: int) -> tuple[Member, ...]:
         """The parameter and buffer axes that a group owns positions of, in the order of their first use."""
         low, high = self.offsets[group], self.offsets[group + 1]
         found = []
-        for base, value, axis in self.flow.slot_axes:
+        for index in self._member_axes.get(group, []):
+            base, value, axis = self.flow.slot_axes[index]
             trace_value = self.flow.trace.values[value]
             entries = self.slot_entry[base : base + trace_value.shape[axis]]
+            assert trace_value.tensor is not None
             own = (entries >= low) & (entries < high)
-            if own.any():
-                assert trace_value.tensor is not None
-                found.append(Member(trace_value.tensor, axis, np.where(own, entries - low, -1)))
+            found.append(Member(trace_value.tensor, axis, np.where(own, entries - low, -1)))
         return tuple(found)
 
     def groups_of(self, entries: IntArray) -> list[int]:
         """The groups that global entries belong to; -1 belongs to none."""
-        return [int(g) for g in np.unique(self.owner[entries[entries >= 0]])]
+        counts = np.bincount(self.owner[entries[entries >= 0]], minlength=1)
+        return [int(group) for group in np.flatnonzero(counts)]
+
+    def _axes_by_group(self) -> dict[int, list[int]]:
+        """For each group, the indices into `slot_axes` of the axes that it owns positions of."""
+        slots = np.flatnonzero(self.slot_entry >= 0)
+        bases = np.array([base for base, _, _ in self.flow.slot_axes], dtype=np.int64)
+        owned = self.owner[self.slot_entry[slots]] * len(bases) + np.searchsorted(bases, slots, side="right") - 1
+        found: dict[int, list[int]] = {}
+        for key in np.unique(owned):
+            found.setdefault(int(key) // len(bases), []).append(int(key) % len(bases))
+        return found
 
     def _label_entries(self) -> IntArray:
         label_entry = np.full(self.flow.num_labels, -1)
         for draft, offset in zip(self.drafts, self.offsets[:-1], strict=True):
-            own = draft.entry_of >= 0
-            clash = own & (label_entry >= 0)
-            if clash.any():
-                others = self.groups_of(label_entry[clash])
-                for reasons in (draft.reasons, *(self.drafts[g].reasons for g in others)):
-                    reasons.append("it shares projections with another unit")
-                own &= ~clash
-            label_entry[own] = draft.entry_of[own] + offset
+            before = label_entry[draft.labels]
+            for reasons in [self.drafts[g].reasons for g in self.groups_of(before)]:
+                for own in (reasons, draft.reasons):
+                    own.append("it shares projections with another unit")
+            label_entry[draft.labels] = np.where(before < 0, draft.entries + offset, before)
         for labels, children in self.flow.coarse:
             below = label_entry[children]
             whole = (below[:, :1] == below).all(axis=1) & (children >= 0).all(axis=1)
@@ -83,9 +103,13 @@ class Tally:
     def _read(self, use: Use) -> None:
         entries = self.label_entry[use.labels]
         if not (entries >= 0).any():
+            if self._is_coarse[use.labels].all():
+                return  # a head is no entry of the dims inside it
             self._mark(use, use.slots, np.full(len(use.slots), SHARED))
             return
-        self._touch(entries[entries >= 0], use.op)
+        for group in self._touch(entries, use.op):
+            if use.kind == "reads":
+                self.readers[group].add(use.op)
         order = np.argsort(use.slots, kind="stable")
         slots, first = np.unique(use.slots[order], return_index=True)
         low = np.minimum.reduceat(entries[order], first)
@@ -102,6 +126,8 @@ class Tally:
                 self.drafts[group].reasons.append(reason)
         self.slot_entry[slots] = entries
 
-    def _touch(self, entries: IntArray, op: int) -> None:
-        for group in self.groups_of(entries):
+    def _touch(self, entries: IntArray, op: int) -> list[int]:
+        groups = self.groups_of(entries)
+        for group in groups:
             self.ops[group].add(op)
+        return groups

@@ -26,8 +26,8 @@ class Ref:
 class Value:
     """A tensor at one moment; writing in place makes a new value. `tensor` names a parameter or buffer.
 
-    `is_data`: depends on the model's input. `overwrites`: this is what a view became when its memory was written through
-    another tensor, and the value that it was before.
+    `is_data`: depends on the model's input. `overwrites`: this is what a view became when its memory was written
+    through another tensor, and the value that it was before.
     """
 
     index: int
@@ -45,6 +45,7 @@ class Op:
 
     `sizes` gives the expression of int arguments by their position among all ints of the arguments; `loose` are
     expressions in the host's call that could not be matched with an argument. `source` is the host's file and line.
+    `is_part`: torch made it from a composite op of the host's, which is in `Trace.wholes`.
     """
 
     index: int
@@ -57,6 +58,7 @@ class Op:
     call: int
     source: str
     sizes: dict[int, Expr] = field(default_factory=dict)
+    is_part: bool = False
     loose: tuple[Expr, ...] = ()
 
 
@@ -84,6 +86,7 @@ class Trace:
 
     values: list[Value] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
+    wholes: list[Op] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
@@ -98,7 +101,7 @@ class Trace:
 
 
 def refill(arguments: Any, tensor: Callable[[int], Any], number: Callable[[int], int] | None = None) -> Any:
-    """Arguments with each `Ref` replaced by `tensor(value)`, and each int by `number(int)` in the order of `numbers`."""
+    """Arguments with each `Ref` replaced by `tensor(value)`, and each int by `number(int)`, in `numbers`' order."""
     kind = type(arguments)
     if kind is Ref:
         return tensor(arguments.value)

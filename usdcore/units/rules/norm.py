@@ -41,7 +41,7 @@ def softmax(flow: Labelling, op: Op) -> None:
     """The output are probabilities: the mark of an attention core where they multiply values."""
     value, output = op.inputs[0], op.outputs[0]
     _normalise(flow, op, (op.args[1] % len(flow.shape(value)),))
-    flow.probabilities.add(output)
+    flow.probabilities[output] = flow.below(flow.labels[output])
 
 
 def _normalise(flow: Labelling, op: Op, dims: tuple[int, ...]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from usdcore.units.labelling import Use
-from usdcore.units.layers import Layers, is_same, merge, pairs
+from usdcore.units.layers import Layers, axes, compact, is_same, merge, pairs
 from usdcore.units.rules.shape import carry_probabilities
 
 if TYPE_CHECKING:
@@ -25,9 +25,7 @@ def pointwise(flow: Labelling, op: Op) -> None:
     labels = [_expanded(flow.labels.get(v, ()), shape) for v in op.inputs]
     slots = [() if flow.trace.values[v].is_data else _expanded(flow.slots(v), shape) for v in op.inputs]
     align(flow, op, [s for found in slots for s in found], [x for found in labels for x in found])
-    for a, b in combinations(labels, 2):
-        _tie(flow, a, b)
-    flow.labels[output] = merge([layer for found in labels for layer in found])
+    flow.labels[output] = reduce(lambda a, b: _tied(flow, a, b), labels, ())
     if not flow.trace.values[output].is_data:
         flow.set_slots(output, merge([layer for found in slots for layer in found]))
     carry_probabilities(flow, op)
@@ -52,13 +50,23 @@ def _join_stream(flow: Labelling, op: Op) -> bool:
     return True
 
 
-def _tie(flow: Labelling, a: Layers, b: Layers) -> None:
-    for x in a:
-        for y in b:
-            met = None if is_same(x, y) else pairs(x, y)
+def _tied(flow: Labelling, a: Layers, b: Layers) -> Layers:
+    """Tie the labels that meet; a layer that is tied position by position to another need not go on."""
+    kept = list(a)
+    for y in b:
+        is_covered = False
+        for x in a:
+            if is_same(x, y):
+                is_covered = True
+                continue
+            met = pairs(x, y)
             if met is not None and len(met[0]):
                 flow.ties.append(met)
+                is_covered |= axes(y) <= axes(x) and bool((compact(x) >= 0).all())
+        if not is_covered:
+            kept.append(y)
+    return tuple(kept)
 
 
 def _expanded(layers: Layers, shape: tuple[int, ...]) -> Layers:
-    return tuple(layer.expand(shape) for layer in layers)
+    return tuple(layer if layer.shape == shape else layer.expand(shape) for layer in layers)

@@ -1,8 +1,8 @@
 """Products of two activations: q k^T, probabilities times v, and fused attention, which is both.
 
-Where the contracted axis is labelled (q k^T over the head's dims) the labels are consumed, position j of one operand with
-position j of the other, and one coarse label stays for each row: the head. Where it is not (probabilities times v, over
-the tokens) the labels of both operands pass.
+Where the contracted axis is labelled (q k^T over the head's dims) the labels are consumed, position j of one operand
+with position j of the other, and one coarse label stays for each row: the head. Where it is not (probabilities times v,
+over the tokens) the labels of both operands pass.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def matmul(flow: Labelling, op: Op) -> None:
         return
     flow.labels[output] = product(flow, op, (layers_a, layers_b), shape, flow.macs[op.index])
     if a in flow.probabilities:
-        flow.cores.append(_core(flow, op, (layers_a, layers_b), shape_b))
+        _note_core(flow, op, (layers_a, layers_b), shape_b)
 
 
 def attention(flow: Labelling, op: Op) -> None:
@@ -63,7 +63,7 @@ def attention(flow: Labelling, op: Op) -> None:
         return
     logits = product(flow, op, (flow.labels.get(q, ()), keys), logits_shape, macs[0])
     flow.labels[output] = product(flow, op, (logits, values), flow.shape(output), macs[1])
-    flow.cores.append(_core(flow, op, (logits, values), shapes[2]))
+    _note_core(flow, op, (logits, values), shapes[2])
 
 
 def product(flow: Labelling, op: Op, operands: tuple[Layers, Layers], shape: Shape, macs: int) -> Layers:
@@ -101,6 +101,15 @@ def _heads(flow: Labelling, op: Op, a: Tensor, b: Tensor, shape: Shape, macs: in
         flow.coarse.append((np.array([base]), children))
         coarse = torch.full((*both.shape[:-1], 1), base)
     return (coarse.unsqueeze(-2).expand(shape),)
+
+
+def _note_core(flow: Labelling, op: Op, operands: tuple[Layers, Layers], v_shape: Shape) -> None:
+    """Note the core; where its heads are known, the labels of v say all about the output, and the coarse ones end."""
+    core = _core(flow, op, operands, v_shape)
+    flow.cores.append(core)
+    if core.v is not None:
+        output = op.outputs[0]
+        flow.labels[output] = tuple(x for x in flow.labels[output] if len(flow.shape(output)) - 1 in axes(x))
 
 
 def _core(flow: Labelling, op: Op, operands: tuple[Layers, Layers], v_shape: Shape) -> Core:

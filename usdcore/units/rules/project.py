@@ -1,4 +1,4 @@
-"""Projections: a product with a weight reads the labels of one axis and makes new ones. Linear layers and convolutions."""
+"""Linear layers and convolutions: a product with a weight reads the labels of one axis and makes new ones."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from usdcore.units.labelling import Share, Taint, Use
-from usdcore.units.layers import Layers, along, axes, compact, rows, unique_pairs
+from usdcore.units.layers import along, axes, compact, rows, unique_pairs
 from usdcore.units.rules.pointwise import align
+from usdcore.units.rules.shape import carry_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from usdcore.units.labelling import Labelling
+    from usdcore.units.layers import IntArray, Layers
     from usdcore.units.trace import Op
 
 
@@ -24,6 +26,7 @@ def linear(flow: Labelling, op: Op) -> None:
     last = len(flow.shape(op.outputs[0])) - 1
     read(flow, op, x, last, flow.slot_row(weight, 1))
     make(flow, op, x, (last, last), flow.slot_row(weight, 0), bias)
+    carry_probabilities(flow, op)
 
 
 def matmul_weight(flow: Labelling, op: Op, x: int, weight: int, bias: list[int]) -> None:
@@ -54,9 +57,9 @@ def convolution(flow: Labelling, op: Op) -> None:
     make(flow, op, None, (1, 1), None if grouped > 1 else flow.slot_row(weight, 0), bias)
 
 
-def read(flow: Labelling, op: Op, x: int, axis: int, slots: np.ndarray | None) -> None:  # type: ignore[type-arg]
+def read(flow: Labelling, op: Op, x: int, axis: int, slots: IntArray | None) -> None:
     """Note which entries of the weight read which labels of `x` along `axis`."""
-    read_labels: np.ndarray | None = None  # type: ignore[type-arg]
+    read_labels: IntArray | None = None
     for layer in flow.labels.get(x, ()):
         if axis not in axes(layer):
             continue
@@ -76,7 +79,7 @@ def make(
     op: Op,
     x: int | None,
     axis: tuple[int, int],
-    slots: np.ndarray | None,  # type: ignore[type-arg]
+    slots: IntArray | None,
     bias: list[int],
 ) -> None:
     """New labels along the output's axis `axis[1]`; labels of `x` along axes other than `axis[0]` pass."""

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from usdcore.units.layers import Layers, axes, drop_axes, none
+from usdcore.units.layers import Layers, axes, drop_axes, none, tidy
 from usdcore.units.trace import refill
 
 if TYPE_CHECKING:
     from usdcore.units.labelling import Labelling
     from usdcore.units.trace import Op
 
-MOVES = frozenset(
-    "view reshape _unsafe_view _reshape_alias permute transpose t unbind chunk split split_with_sizes unsafe_split "
-    "unsafe_chunk unsafe_split_with_sizes split_copy slice select narrow unsqueeze squeeze flatten unflatten expand flip "
-    "roll repeat cat stack movedim swapaxes unfold diagonal".split()
+# Ops after which a layer that was constant along an axis is still held with stride 0 there.
+TURNS = frozenset(
+    {"permute", "transpose", "t", "movedim", "swapaxes", "unsqueeze", "squeeze", "expand", "unbind", "select"}
+    | {"chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes"}
+    | {"slice", "narrow"}
 )
-SAME = frozenset("alias detach contiguous clone to _to_copy dropout lift_fresh".split())
-REDUCES = frozenset("mean sum amax amin var std linalg_vector_norm norm prod any all".split())
+RESHAPES = frozenset(
+    {"view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten", "diagonal", "unfold"}
+    | {"cat", "stack", "flip", "roll", "repeat", "split_copy"}
+)
+SAME = frozenset({"alias", "detach", "contiguous", "clone", "to", "_to_copy", "dropout", "lift_fresh"})
+REDUCES = frozenset({"mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "prod", "any", "all"})
 
 
 def move(flow: Labelling, op: Op) -> None:
@@ -58,19 +64,17 @@ def reduce(flow: Labelling, op: Op) -> None:
 def carry_probabilities(flow: Labelling, op: Op) -> None:
     """Softmax outputs stay probabilities through shape ops, dropout and elementwise ops."""
     if op.inputs and op.inputs[0] in flow.probabilities:
-        flow.probabilities.update(op.outputs)
+        for value in op.outputs:
+            flow.probabilities[value] = flow.probabilities[op.inputs[0]]
 
 
 def _moved(op: Op, layers: dict[int, Layers], flow: Labelling) -> list[Layers]:
     number = max((len(found) for found in layers.values()), default=0)
     outputs: list[list[Tensor]] = [[] for _ in op.outputs]
+    func = torch.ops.aten.reshape.default if op.name in ("view", "_unsafe_view") else op.func
     for i in range(number):
-
-        def layer_of(value: int, i: int = i) -> Tensor:
-            found = layers[value]
-            return found[i] if i < len(found) else none(flow.shape(value))
-
-        out: Any = op.func(*refill(op.args, layer_of), **refill(op.kwargs, layer_of))
+        own = {v: found[i] if i < len(found) else none(flow.shape(v)) for v, found in layers.items()}
+        out: Any = func(*refill(op.args, own.__getitem__), **refill(op.kwargs, own.__getitem__))
         for into, made in zip(outputs, (out,) if isinstance(out, Tensor) else out, strict=True):
-            into.append(made)
+            into.append(made if op.name in TURNS else tidy(made))
     return [tuple(made) for made in outputs]
