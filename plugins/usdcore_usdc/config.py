@@ -6,14 +6,19 @@ not public. Every default marked (reconstructed) is ours.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from usdcore.recipe import PluginConfig, Use
 
+if TYPE_CHECKING:
+    GateNetwork = Split = PluginConfig
+else:
+    GateNetwork, Split = Use["gate-network"], Use["split"]
+
 MUTABLE = {"mutable": True}
-Anneal = Annotated[tuple[float, float], Field(description="value at the phase's first step, value at its end")]
+Anneal = tuple[float, float]
 
 
 class StaticConfig(PluginConfig):
@@ -32,7 +37,7 @@ class StaticConfig(PluginConfig):
     tau: float = Field(default=1.0, gt=0)
     """Temperature of the softmax over a pair."""
     noise: Anneal = (1.0, 0.0)
-    """Scale of the Gumbel noise, annealed over the phase, so that the search ends on its own decisions (reconstructed)."""
+    """Scale of the Gumbel noise at the phase's start and end: the search ends on its own decisions (reconstructed)."""
     init_keep: float = 3.0
     """Initial keep logit minus drop logit (reconstructed); 0 would start at a quarter of the blocks' MACs."""
     lr: float = Field(default=0.01, gt=0)
@@ -57,13 +62,13 @@ class StaticConfig(PluginConfig):
 class DynamicConfig(PluginConfig):
     """One gate network per layer reads the stream that enters it and decides whether MHSA and FFN run."""
 
-    gate_network: Literal["search"] | Use[gate-network] = "search"
+    gate_network: Literal["search"] | GateNetwork = "search"
     """`search` among `space`, or one network for every layer."""
-    space: list[Use[gate-network]] = Field(
+    space: list[GateNetwork] = Field(
         default_factory=lambda: [f"G{k}" for k in range(1, 10)], min_length=1, validate_default=True
     )
     """Candidates of the search: names, or mappings with the network's options."""
-    split: Use[split] = Field(default="recursive", validate_default=True)
+    split: Split = Field(default="recursive", validate_default=True)
     """How a training batch is split into groups that share decisions."""
     shuffle: Literal["forward", "layer"] = "forward"
     """Draw the random grouping once per forward, or anew in each layer (reconstructed)."""
@@ -76,11 +81,12 @@ class DynamicConfig(PluginConfig):
     tau: float = Field(default=1.0, gt=0)
     """Temperature of the gates' sigmoid."""
     noise: Anneal = Field(default=(1.0, 0.0), json_schema_extra=MUTABLE)
-    """Scale of the logistic noise on a group's logit while the network is searched (reconstructed); then its last value."""
+    """Scale of the logistic noise on a group's logit at the start and end of the phase that makes the gates; later
+    phases keep the last value (reconstructed)."""
     init_logit: float = 2.0
     """Initial logit of every gate: mostly on (reconstructed)."""
     commit_at: float = Field(default=0.6, ge=0, le=1)
-    """Share of the search phase after which each layer keeps its best network alone, so that the rest trains it (reconstructed)."""
+    """Share of the search phase after which each layer keeps its best network alone, and trains it (reconstructed)."""
     lr: float = Field(default=1e-3, gt=0, json_schema_extra=MUTABLE)
     """Learning rate of the gate networks (reconstructed)."""
     choice_lr: float = Field(default=0.01, gt=0)

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from usdcore.units.execute import Executor
 
-_LIKE = frozenset({"view_as", "expand_as", "reshape_as"})
-
 
 def record(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], executor: Executor) -> Trace:
     """The trace of one forward of a weightless copy. Errors: the model can't be copied, or its forward fails."""
@@ -96,8 +94,6 @@ class Recorder:
 
     def begin(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The host calls a torch function: remember its ints, and the line it is on."""
-        if getattr(func, "__name__", "") in _LIKE:
-            args = tuple(self.shape(args[1]))
         found = list(numbers((args, kwargs)))
         self._numbers = found if any(type(n) is TracedInt for n in found) else []
         self._is_matched = not self._numbers
