@@ -1,4 +1,6 @@
-"""What torch's FLOP counter says of a forward, halved. The math backend, as the counter misses fused attention on some CPUs."""
+"""What torch's FLOP counter says of a forward, halved. The math backend, as the counter misses fused attention on
+some CPUs.
+"""
 
 from __future__ import annotations
 

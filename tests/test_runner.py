@@ -1,4 +1,6 @@
-"""Neutral is identical (rule 1); what is off is not computed (rule 4); masked and skipping agree; costs are what is executed."""
+"""Neutral is identical (rule 1); what is off is not computed (rule 4); masked and skipping agree; costs are what is
+executed.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +127,7 @@ def test_a_deepcopy_runs_on_its_own(vit: nn.Module, images: torch.Tensor) -> Non
 
 def test_an_attention_mask_is_refused(vit: nn.Module, images: torch.Tensor) -> None:
     runner = gated(vit, per_sample=False)
-    with pytest.raises(UsdcoreError, match="blocks.0: the block was called with more than the stream"):
+    with pytest.raises(UsdcoreError, match=r"blocks\.0: the block was called with more than the stream"):
         runner.blocks[0](torch.zeros(1, 17, 48), attn_mask=torch.zeros(17, 17))  # type: ignore[index, operator]
 
 

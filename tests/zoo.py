@@ -24,7 +24,9 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Norms, biases, LayerScale and BatchNorm statistics away from their trivial values; weights large enough to matter."""
+    """Norms, biases, LayerScale and BatchNorm statistics away from their trivial values; weights large enough to
+    matter.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(like: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,10 @@ the weights are loaded strictly.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import timm
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -21,6 +19,7 @@ from usdcore.plans import Base, Plan, parse_plan
 from usdcore.surgery import shrink
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 KEY = "usdcore.plan"
@@ -48,7 +47,7 @@ def save(model: nn.Module, plan: Plan, path: str | Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     aside = path.with_name(f".{path.name}.aside")
     save_file(tensors, aside, metadata={KEY: plan.model_dump_json()})
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -75,7 +74,8 @@ def read_plan(path: str | Path) -> Plan:
 def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """Rebuild a compressed model from one file: in evaluation mode, where it skips; `train()` masks.
 
-    Errors: a damaged file, an unknown base, a plan that does not fit it, a plugin that is missing (with its distribution),
+    Errors: a damaged file, an unknown base, a plan that does not fit it, a plugin that is missing (with its
+    distribution),
     weights that do not fit the plan.
     """
     plan = read_plan(path)
@@ -92,7 +92,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
 
 
 def _kwargs(base: Base) -> dict[str, object]:
-    """Constructor arguments; a class may be named by its import path, as JSON can't hold one: 'timm.layers:SwiGLUPacked'."""
+    """Constructor arguments; a class may be named by its import path, as JSON can't hold one:
+    'timm.layers:SwiGLUPacked'.
+    """
     return {key: _resolved(key, value) for key, value in base.kwargs.items()}
 
 

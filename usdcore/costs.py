@@ -1,9 +1,11 @@
-"""Multiply-accumulates (MACs; the papers' "FLOPs") and parameters over the tree of sites: model > branch > group entries.
+"""Multiply-accumulates (MACs; the papers' "FLOPs") and parameters over the tree of sites: model > branch > group
+entries.
 
 Counted as torch's FLOP counter counts (matrix products, convolutions, attention's two products; halved): norms,
 activations, softmax and biases are free. A branch costs a fixed part plus so much per kept entry of its groups, so
 
-    model = fixed + sum over branches of keep_branch * (fixed_branch + sum over groups of macs_per_entry * sum(keep_group))
+    model = fixed + sum over branches of keep_branch * (fixed_branch + sum over groups of macs_per_entry *
+    sum(keep_group))
 
 With a sample axis the mean over samples is taken of the cost of each sample's decisions, never the cost of the mean.
 """
@@ -70,7 +72,9 @@ class Tree:
         self.fixed = self.total - whole
 
     def decided(self, keeps: Mapping[str, int]) -> int:
-        """Exact cost of made decisions: `keeps` has 0 or 1 per branch and a count per group; what is not named is kept."""
+        """Exact cost of made decisions: `keeps` has 0 or 1 per branch and a count per group; what is not named is
+        kept.
+        """
         total = self.fixed
         for part in self.parts:
             if part.branch is None or keeps.get(part.branch, 1):

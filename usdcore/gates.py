@@ -24,7 +24,8 @@ Mode = Literal["auto", "masked", "skipping"]
 class Draw:
     """One decision at one site.
 
-    `keep` is the factor on the branch's delta or on the group's entries, and what the cost counts: shape [] or [B] for a
+    `keep` is the factor on the branch's delta or on the group's entries, and what the cost counts: shape [] or [B] for
+    a
     branch, [n] or [B, n] for a group. `drop` is the weight of the path around the branch; None means `1 - keep`
     (a convex mixture, so that the stream itself passes unscaled).
     """
@@ -47,7 +48,9 @@ class ForwardState:
         return ForwardState(self.tick)  # draws belong to a graph of autograd that can't be copied
 
     def record(self, draws: Mapping[str, Draw], is_static: bool) -> None:
-        """Add the draws of one gate. Static and dynamic keeps are also held apart: the shrunk model has the former alone."""
+        """Add the draws of one gate. Static and dynamic keeps are also held apart: the shrunk model has the former
+        alone.
+        """
         side = self.static if is_static else self.dynamic
         for site, draw in draws.items():
             self.draws.setdefault(site, []).append(draw)
@@ -88,7 +91,8 @@ class ForwardState:
 class Gate(nn.Module):
     """Decides at one or several sites.
 
-    A gate with `tap` None is drawn at the start of every forward; one whose `tap` names a block is given the stream that
+    A gate with `tap` None is drawn at the start of every forward; one whose `tap` names a block is given the stream
+    that
     enters this block. In training mode draws may be soft or hard with a straight-through gradient; in evaluation mode
     they are exactly 0 or 1. `scope` says how many samples share a decision in evaluation.
     """

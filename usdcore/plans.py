@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -51,7 +52,7 @@ class Keep(_Record):
     @field_validator("indices")
     @classmethod
     def _ordered(cls, indices: tuple[int, ...]) -> tuple[int, ...]:
-        if indices[0] < 0 or any(b <= a for a, b in zip(indices, indices[1:], strict=False)):
+        if indices[0] < 0 or any(b <= a for a, b in pairwise(indices)):
             msg = "indices must be non-negative and ascending, each once"
             raise ValueError(msg)
         return indices
@@ -115,7 +116,9 @@ class Plan(_Record):
         return {record.key: record for record in self.records if isinstance(record, Attach)}
 
     def then(self, records: Iterable[Keep | Drop | Attach]) -> Plan:
-        """This plan followed by `records`, whose indices count in the model that this plan gives; stored in base coordinates."""
+        """This plan followed by `records`, whose indices count in the model that this plan gives; stored in base
+        coordinates.
+        """
         return self.model_copy(update={"records": (*self.records, *(self._to_base(record) for record in records))})
 
     def without_gates(self) -> Plan:

@@ -45,7 +45,9 @@ class _Choice:
 
 
 class Projector:
-    """Chooses what to keep by score under limits. An entry below the threshold goes; every group keeps its best entry."""
+    """Chooses what to keep by score under limits. An entry below the threshold goes; every group keeps its best
+    entry.
+    """
 
     def __init__(self, units: Units, tree: Tree, scores: Mapping[str, Floats], rates: Mapping[str, float]) -> None:
         self.tree = tree
@@ -63,8 +65,8 @@ class Projector:
         if not self._fits(self._at(thresholds[high], drops), limits):
             least = self._spent(self._at(thresholds[high], drops))
             msg = (
-                f"the budget can't be reached: with everything removed that may be, {least / self.tree.total:.1%} of the "
-                f"model's {self.tree.metric} are left and {limits.executed / self.tree.total:.1%} were asked for"
+                f"the budget can't be reached: with everything removed that may be, {least / self.tree.total:.1%} of "
+                f"the model's {self.tree.metric} are left and {limits.executed / self.tree.total:.1%} were asked for"
             )
             raise UsdcoreError(msg)
         while low < high:

@@ -36,7 +36,10 @@ class BlockForward:
     def __call__(self, x_BNC: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The block's output for the stream `x_BNC`."""
         if any(not (a is None or a is False) for a in (*args, *kwargs.values())):
-            msg = f"{self.name}: the block was called with more than the stream (an attention mask?), which a gated block does not take"
+            msg = (
+                f"{self.name}: the block was called with more than the stream (an attention mask?), "
+                "which a gated block does not take"
+            )
             raise UsdcoreError(msg)
         if self.gating is not None:
             self.gating.enter(self.name, x_BNC)

@@ -149,7 +149,7 @@ class Session:
         return execute(self.model, self.units, self.gating, batches())
 
     def end_phase(self, batches: Batches) -> PhaseEnd:
-        """Measure gate rates, choose what goes so that the budget is met, shrink the model, keep the gates that stay."""
+        """Measure gate rates, choose what goes to meet the budget, shrink the model, keep the gates that stay."""
         decisions = [strategy.decide() for strategy in self.strategies]
         execution = self.execution(batches)
         drops = tuple(dict.fromkeys([*(d for decision in decisions for d in decision.drops), *_never(execution)]))
@@ -181,7 +181,9 @@ class Session:
         return found
 
     def settle(self, batches: Batches) -> None:
-        """The run is at its end: a branch that is never on over the calibration images is dropped, a gate always on goes."""
+        """The run is at its end: a branch that is never on over the calibration images is dropped, a gate always on
+        goes.
+        """
         if self.gating is not None:
             execution = self.execution(batches)
             self._apply([Drop(branch=name) for name in _never(execution)], execution, settle=True)
@@ -234,7 +236,9 @@ class Session:
         return {r.site: cast("Gate", gating.gates[r.key]) for r in records if r.key in gating.gates}
 
     def least(self) -> float:
-        """The least share of the dense model that the attached strategies can reach, with everything off that they may touch."""
+        """The least share of the dense model that the attached strategies can reach, with everything off that they
+        may touch.
+        """
         gating = self.gating
         sites = {s for gate in gating.all() for s in gate.sites} if gating is not None else set()
         groups = {name: 1 for name in sites if name in self.units.groups}
@@ -250,7 +254,8 @@ class Session:
         if least > self.budget.target:
             msg = (
                 f"budget {self.budget.metric} {self.budget.target:g} can't be reached: with everything off that these "
-                f"strategies may touch, {least:.4f} of the dense model is left; ask for at least that, or let more be pruned"
+                f"strategies may touch, {least:.4f} of the dense model is left; ask for at least that, or let more "
+                f"be pruned"
             )
             raise UsdcoreError(msg)
 

@@ -69,7 +69,9 @@ class ParameterGroup:
 
 
 class Attachment:
-    """What a strategy is handed when a phase begins: the model (to read weights), its units, the budget, a place for gates."""
+    """What a strategy is handed when a phase begins: the model (to read weights), its units, the budget, a place for
+    gates.
+    """
 
     def __init__(self, model: nn.Module, units: Units, budget: Budget, plan: Plan, gating: Gating) -> None:
         self.model = model
@@ -135,7 +137,9 @@ class Strategy:
         self.gates: dict[str, Gate] = {}
 
     def attach(self, site: Attachment) -> None:
-        """A phase begins: put gates at sites. Called again in each phase that names the strategy, on the shrunk model."""
+        """A phase begins: put gates at sites. Called again in each phase that names the strategy, on the shrunk
+        model.
+        """
 
     def begin_step(self, ctx: StepContext) -> None:
         """Before the forward of a step: schedules by `ctx.progress`, so that a resumed run has them right at once."""

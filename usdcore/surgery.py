@@ -69,7 +69,8 @@ def attach_plan(
 ) -> None:
     """Put the gates that the plan's attach records name on a shrunk model, in place, with fresh weights.
 
-    `known` are strategy classes by name that need no registry. Errors: a plugin that is not installed, with its distribution.
+    `known` are strategy classes by name that need no registry. Errors: a plugin that is not installed, with its
+    distribution.
     """
     if not plan.attached:
         return

@@ -24,5 +24,5 @@ def usdcore_register(register: Register) -> None:
         name="usdc-dynamic",
         config=DynamicConfig,
         implementation="usdcore_usdc.dynamic:Dynamic",
-        summary="learns gates that skip a layer's MHSA or FFN by its input, and searches their networks (USDC Eq. 5, 6)",
+        summary="learns gates that skip a layer's MHSA or FFN by the input; searches their networks (USDC Eq. 5, 6)",
     )

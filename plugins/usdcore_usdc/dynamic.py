@@ -1,4 +1,6 @@
-"""`usdc-dynamic`: per-layer gates that skip MHSA and FFN by the input, with a search among gate networks (USDC Eq. 5, 6, 10, 11)."""
+"""`usdc-dynamic`: per-layer gates that skip MHSA and FFN by the input, with a search among gate networks (USDC Eq. 5,
+6, 10, 11).
+"""
 
 from __future__ import annotations
 

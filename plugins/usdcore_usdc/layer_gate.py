@@ -75,9 +75,11 @@ class LayerGate(Gate):
         return torch.einsum("k,kbs->bs", self.weights(), torch.stack(outputs))
 
     def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
-        """Training: a shared decision per group, straight-through. Evaluation: per batch or per sample, at the threshold.
+        """Training: a shared decision per group, straight-through. Evaluation: per batch or per sample, at the
+        threshold.
 
-        A gate that is trained without its strategy (a loaded model in plain PyTorch) decides as in evaluation, and is not learned.
+        A gate that is trained without its strategy (a loaded model in plain PyTorch) decides as in evaluation, and is
+        not learned.
         """
         assert x_BNC is not None
         logits_BS = self.logits(x_BNC)

@@ -20,7 +20,8 @@ def straight_through(logit: Tensor, tau: float) -> Tensor:
 
 
 def information(logit_BS: Tensor) -> Tensor:
-    """Mutual information in nats between each decision and the image, H(mean p) - mean H(p) with p = sigmoid(logit); shape [S].
+    """Mutual information in nats between each decision and the image, H(mean p) - mean H(p) with p = sigmoid(logit);
+    shape [S].
 
     0 for a gate that decides alike for every image, log 2 for one that is sure of each and on for half of them.
     """
@@ -36,7 +37,8 @@ def _entropy(p: Tensor) -> Tensor:
 def keep_factor(pair: Tensor, tau: float, noise: float, hard: bool) -> Tensor:
     """The keep weight of pairs of logits [..., 2] (index 0 keep, 1 drop), shape [...].
 
-    With `noise` 1 this is the Gumbel-softmax over the pair, with 0 the softmax; `hard` takes the larger of the two forward.
+    With `noise` 1 this is the Gumbel-softmax over the pair, with 0 the softmax; `hard` takes the larger of the two
+    forward.
     """
     logit = pair[..., 0] - pair[..., 1]
     if noise > 0:

@@ -90,7 +90,9 @@ class Static(Strategy):
         return terms
 
     def decide(self) -> Decision:
-        """Every entry's margin; the budget rule picks the threshold, near 0 where the search met the budget by itself."""
+        """Every entry's margin; the budget rule picks the threshold, near 0 where the search met the budget by
+        itself.
+        """
         self._remember()
         return Decision(scores=self.gate.scores())
 

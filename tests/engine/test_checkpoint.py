@@ -55,5 +55,5 @@ def test_damaged(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_state({"a": torch.ones(100)}, path)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UsdcoreError, match="a damaged checkpoint .*; remove it to start the run over"):
+    with pytest.raises(UsdcoreError, match=r"a damaged checkpoint .*; remove it to start the run over"):
         read_state(path)

@@ -1,4 +1,6 @@
-"""USDC's strategies from outside: neutral start, sign rule, Eq. 8 both ways, Eq. 9's term, groups, search, and what stays."""
+"""USDC's strategies from outside: neutral start, sign rule, Eq. 8 both ways, Eq. 9's term, groups, search, and what
+stays.
+"""
 
 from __future__ import annotations
 

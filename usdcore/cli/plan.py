@@ -1,4 +1,6 @@
-"""`usdcore plan`: a dry run. What is in the model, whether the budget can be reached, what the phases will take; no data is read."""
+"""`usdcore plan`: a dry run. What is in the model, whether the budget can be reached, what the phases will take; no
+data is read.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ def command(recipe: Path, overrides: tuple[str, ...], in_chans: int, as_json: bo
 def _words(found: dict[str, Any]) -> str:
     dense = found["dense"]
     lines = [
-        f"{found['model']} at {found['input_size']} px: {dense['macs'] / 1e6:,.2f}M MACs, {dense['params'] / 1e6:,.3f}M parameters",
+        f"{found['model']} at {found['input_size']} px: {dense['macs'] / 1e6:,.2f}M MACs, "
+        f"{dense['params'] / 1e6:,.3f}M parameters",
         f"{found['attention']} attention and {found['ffn']} feed-forward units in {found['blocks']} blocks",
         f"budget: {found['budget']['target']:g} of the dense {found['budget']['metric']}",
     ]

@@ -1,4 +1,6 @@
-"""A saved model on real images: top-1 and executed MACs over batch sizes, scopes and orders, and along the threshold's dial."""
+"""A saved model on real images: top-1 and executed MACs over batch sizes, scopes and orders, and along the
+threshold's dial.
+"""
 
 from __future__ import annotations
 
@@ -107,8 +109,8 @@ class Assessor:
                 set_threshold(gating, end)
                 reach.append(self.session.execution(batches).macs / self.session.dense.macs)
             msg = (
-                f"budget {target:g} is out of reach for this model's gates: with every gate off it executes {reach[0]:.4f} "
-                f"of the dense MACs, with every gate on {reach[1]:.4f}"
+                f"budget {target:g} is out of reach for this model's gates: with every gate off it executes "
+                f"{reach[0]:.4f} of the dense MACs, with every gate on {reach[1]:.4f}"
             )
             raise UsdcoreError(msg)
         evaluation = self.at(self.recipe.budget.batch_size)

@@ -1,9 +1,10 @@
-"""The whole state of a run in one safetensors file: tensors as tensors, everything else as JSON in the header. No pickle."""
+"""The whole state of a run in one safetensors file: tensors as tensors, everything else as JSON in the header. No
+pickle.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
@@ -26,7 +27,7 @@ def write_state(state: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.aside")
     save_file(tensors, aside, metadata={KEY: text})
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:

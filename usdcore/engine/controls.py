@@ -20,7 +20,8 @@ NARROW = (
 def narrow_plan(units: Units, target_macs: float) -> Plan:
     """A uniform plan of at most `target_macs` per image, exact to one hidden neuron per model.
 
-    Every layer keeps the same number of heads, and the same number of hidden neurons but for the remainder, which the first
+    Every layer keeps the same number of heads, and the same number of hidden neurons but for the remainder, which the
+    first
     layers get. Errors: a target below one head and one neuron per layer.
     """
     tree = Tree(units)
@@ -38,7 +39,8 @@ def narrow_plan(units: Units, target_macs: float) -> Plan:
         if best is None or abs(share - head_share) < best[0]:
             best = abs(share - head_share), kept | counts
     if best is None:
-        msg = f"no uniformly narrow model has as few as {target_macs / tree.total:.1%} of the dense MACs: leave the control out"
+        share = target_macs / tree.total
+        msg = f"no uniformly narrow model has as few as {share:.1%} of the dense MACs: leave the control out"
         raise UsdcoreError(msg)
     sizes = {g.name: g.size for g in (*heads, *hidden)}
     return Plan().then(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from usdcore.engine.data import eval_loader
-from usdcore.gates import Gating
 from usdcore.measure import Execution, Meter
 from usdcore.runner import gating_of
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.data import Dataset
 
+    from usdcore.gates import Gating
     from usdcore.units.types import Units
 
 Order = Literal["shuffled", "sorted"]
@@ -56,7 +56,9 @@ def set_scope(gating: Gating | None, scope: Literal["batch", "sample"]) -> None:
 
 
 def evaluation_loader(dataset: Dataset[Any], batch_size: int, seed: int, order: Order, workers: int) -> Iterable[Any]:
-    """The evaluation images shuffled by seed, or sorted by class (the hardest order for a decision shared by a batch)."""
+    """The evaluation images shuffled by seed, or sorted by class (the hardest order for a decision shared by a
+    batch).
+    """
     return eval_loader(dataset, batch_size, seed=seed, sort_by_class=order == "sorted", workers=workers)
 
 

@@ -1,4 +1,6 @@
-"""After the phases: save, evaluate in a new process, train the controls, measure latency, write the result and its report."""
+"""After the phases: save, evaluate in a new process, train the controls, measure latency, write the result and its
+report.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 
 class Finish:
-    """What is left of a run when its phases are done. Each step's outcome is in the checkpoint before the next begins."""
+    """What is left of a run when its phases are done. Each step's outcome is in the checkpoint before the next
+    begins.
+    """
 
     def __init__(self, run: Run) -> None:
         self.run = run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
 from usdcore.errors import UsdcoreError
@@ -21,7 +20,7 @@ def write_aside(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.aside")
     aside.write_text(text)
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 class RunFolder:

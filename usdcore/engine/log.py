@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -71,7 +70,7 @@ class RunLog:
             kept = self.path.read_text().splitlines(keepends=True)[:lines]
             aside = self.path.with_name(f".{self.path.name}.aside")
             aside.write_text("".join(kept))
-            os.replace(aside, self.path)
+            aside.replace(self.path)
 
     @property
     def lines(self) -> int:

@@ -104,7 +104,9 @@ class Objective:
             self.loss = torch.nn.CrossEntropyLoss()
 
     def mix(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed images and soft targets; numpy's global generator must be seeded by the caller. Odd batches stay as they are."""
+        """Mixed images and soft targets; numpy's global generator must be seeded by the caller. Odd batches stay as
+        they are.
+        """
         if self.mixup is None:
             return images, target
         if len(images) % 2:

@@ -107,7 +107,8 @@ def provenance(run: Run) -> dict[str, Any]:
 def _budget(run: Run, dense_macs: int, dense_params: int, params: int, promised: dict[str, Any]) -> dict[str, Any]:
     """What was asked, what was reached, and whether the promise was kept.
 
-    The promise: within 0.5 % of the dense model on calibration images (or, without gates, by count), on evaluation images
+    The promise: within 0.5 % of the dense model on calibration images (or, without gates, by count), on evaluation
+    images
     within 1 % plus two standard errors, and the search itself within 5 % before any projection.
     """
     stated, facts = run.recipe.budget, run.facts

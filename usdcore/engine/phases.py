@@ -124,9 +124,8 @@ class Run:
         self.session.begin_phase(strategies)
         first = sum(p.epochs for p in self.recipe.phases[:index])
         stage = Stage(phase.name, phase.epochs, self.train_config(phase), first)
-        self.log.say(
-            f"phase {phase.name}: {phase.epochs} epochs, {', '.join(s.config.use for s in strategies) or 'plain training'}"
-        )
+        names = ", ".join(strategy.config.use for strategy in strategies) or "plain training"
+        self.log.say(f"phase {phase.name}: {phase.epochs} epochs, {names}")
         self.fit(self.session, stage, strategies)
         end = self.session.end_phase(self.calibration()) if strategies else None
         if end is not None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def run(recipe_path: str | Path, out: str | Path | None = None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Run a recipe into the folder `out` (default `runs/<name of the recipe>`); returns what `result.json` holds.
 
-    A finished run is not run again. An interrupted one goes on from its last checkpoint. Errors: a folder that belongs to
+    A finished run is not run again. An interrupted one goes on from its last checkpoint. Errors: a folder that belongs
+    to
     another recipe; `BudgetMissed` after everything was written, where the budget was not met.
     """
     recipe = load_recipe(recipe_path, overrides)
@@ -32,7 +33,6 @@ def run(recipe_path: str | Path, out: str | Path | None = None, overrides: Seque
     done = folder.result()
     if done is None:
         folder.claim()
-        # glibc hands large activations back to the system at every free unless told otherwise; see benchmarks/README.md.
         device = pick_device(recipe)
         log = RunLog(folder.path / "metrics.jsonl")
         try:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 
 def pick_device(recipe: Recipe) -> torch.device:
-    """`auto` takes CUDA where there is one. Also sets the number of CPU threads. Errors: CUDA asked for and not there."""
+    """`auto` takes CUDA where there is one. Also sets the number of CPU threads. Errors: CUDA asked for and not
+    there.
+    """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     if recipe.device == "cuda" and not torch.cuda.is_available():
@@ -122,7 +124,9 @@ def make_budget(budget: BudgetConfig) -> Budget:
 
 
 class Strategies:
-    """The strategies of a run by name: one named again in a later phase is the same object, with its mutable options renewed."""
+    """The strategies of a run by name: one named again in a later phase is the same object, with its mutable options
+    renewed.
+    """
 
     def __init__(self) -> None:
         self.made: dict[str, Strategy] = {}

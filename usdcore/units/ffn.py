@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from usdcore.units.labelling import Labelling
     from usdcore.units.layers import IntArray
 
+    BoolArray = np.typing.NDArray[np.bool_]
+
 
 def ffn_drafts(flow: Labelling, component: IntArray) -> list[UnitDraft]:
     """One unit with the group hidden for each set of projections that hidden labels connect, in order of execution."""
@@ -39,10 +41,26 @@ def ffn_drafts(flow: Labelling, component: IntArray) -> list[UnitDraft]:
         read = [labels for kind, op in sorted(nodes) if kind == "reads" for labels in readers[op]]
         if read:
             drafts.append(_unit(component, np.concatenate(read)))
-    return drafts
+    return [*drafts, *_lost(flow, component, maker_of, free)]
 
 
-def _free(flow: Labelling, component: IntArray) -> np.typing.NDArray[np.bool_]:
+def _lost(flow: Labelling, component: IntArray, maker_of: IntArray, free: BoolArray) -> list[UnitDraft]:
+    """Labels that an op without a rule swallowed, so that no reader is known: not to be passed over in silence."""
+    is_lost = np.zeros(flow.num_labels, dtype=bool)
+    for taint in flow.taints:
+        is_lost[taint.labels] |= taint.kind == "unknown"
+    is_read = np.zeros(flow.num_labels, dtype=bool)
+    for use in flow.uses:
+        if use.kind == "reads":
+            is_read[component[use.labels]] = True
+    lost = np.flatnonzero(is_lost & free & ~is_read[component])
+    makers = [
+        op for op in np.unique(maker_of[lost]) if op >= 0 and flow.trace.values[flow.trace.ops[op].outputs[0]].is_data
+    ]
+    return [_unit(component, lost[maker_of[lost] == op]) for op in makers]
+
+
+def _free(flow: Labelling, component: IntArray) -> BoolArray:
     """Labels that may be hidden: not in a stream, not shown by the output, not in an attention core."""
     taken = [t.labels for t in flow.taints if t.kind in ("stream", "output")]
     taken += [core.involved for core in flow.cores]

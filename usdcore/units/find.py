@@ -69,7 +69,7 @@ class _Finder:
         for index, draft in enumerate(drafts):
             ops = self.main.ops[index] | ({draft.core_op} if draft.core_op is not None else set())
             self.main.ops[index] = ops
-            self.names.append(self._name(place(flow, ops)))
+            self.names.append(self._name(place(flow, ops) or "model"))
             self.branch_of.append(innermost(branches, ops))
             if (branch := self.branch_of[-1]) is not None:
                 branch.units.append(self.names[-1])
@@ -81,7 +81,8 @@ class _Finder:
         ffn: list[FeedForwardUnit] = []
         for index, draft in enumerate(self.drafts):
             name, groups, branch = self.names[index], self._groups(index), self._branch(index)
-            macs = int(self.main.macs(index).sum())
+            # Where the heads are not known, no cost is theirs alone: the core's own is shown.
+            macs = int(self.main.macs(index).sum()) or sum(self.flow.macs[op] for op in self.main.ops[index])
             params = params_of(self.flow, self.main.ops[index])
             if draft.core_op is None:
                 ffn.append(FeedForwardUnit(name, groups[0].size, macs, params, groups, branch))

@@ -37,7 +37,7 @@ class Ancestry:
         self.masks = [1 << value.index for value in trace.values]
         for op in trace.ops:
             mask = 0
-            for value in op.inputs:
+            for value in (*op.inputs, *op.overwritten):
                 mask |= self.masks[value]
             for value in op.outputs:
                 self.masks[value] |= mask
@@ -107,7 +107,7 @@ def build_graph(trace: Trace, macs: list[int]) -> nx.DiGraph[Any]:
         graph.add_node(
             node, kind="op", op=op.name, module=trace.path(op), shapes=shapes, macs=macs[op.index], source=op.source
         )
-        for v in op.inputs:
+        for v in (*op.inputs, *op.overwritten):
             if v not in names:
                 tensor = trace.values[v].tensor
                 names[v] = tensor or f"constant:{v}"

@@ -58,4 +58,6 @@ class Defaults:
             *zip(args[1:], (p.default for p in parameters[1:]), strict=False),
             *((value, by_name.get(name, inspect.Parameter.empty)) for name, value in kwargs.items()),
         ]
-        return len(args) <= len(parameters) and all(value is default or value == default for value, default in given)
+        return len(args) <= len(parameters) and all(
+            value is default or (type(value) is type(default) and bool(value == default)) for value, default in given
+        )

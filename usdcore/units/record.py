@@ -145,7 +145,7 @@ class Recorder:
             value.overwrites = old
             outputs.append(value.index)
         op = self._op(index, func, args, kwargs, refs, tuple(outputs))
-        op.inputs = (*inputs, *before)
+        op.overwritten = tuple(before)
         trace.ops.append(op)
 
     def _op(

@@ -45,7 +45,8 @@ class Op:
 
     `sizes` gives the expression of int arguments by their position among all ints of the arguments; `loose` are
     expressions in the host's call that could not be matched with an argument. `source` is the host's file and line.
-    `is_part`: torch made it from a composite op of the host's, which is in `Trace.wholes`.
+    `overwritten`: what views held that the op wrote through. `is_part`: torch made the op from a composite op of the
+    host's, which is in `Trace.wholes`.
     """
 
     index: int
@@ -59,6 +60,7 @@ class Op:
     source: str
     sizes: dict[int, Expr] = field(default_factory=dict)
     is_part: bool = False
+    overwritten: tuple[int, ...] = ()
     loose: tuple[Expr, ...] = ()
 
 
