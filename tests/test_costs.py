@@ -98,3 +98,8 @@ def test_figure_5_as_a_model() -> None:
     small = find_units(shrink(model, plan, IMAGE), IMAGE)
     assert [unit.num_heads for unit in small.attention] == [row[0] for row in FIGURE_5 if row[0]]
     assert [unit.hidden for unit in small.ffn] == [row[2] for row in FIGURE_5 if row[2]]
+
+
+def test_a_default_device_does_not_matter() -> None:
+    with torch.device("meta"):
+        assert find_units(timm.create_model("deit_tiny_patch16_224"), IMAGE).macs == 1_253_683_200

@@ -48,6 +48,9 @@ class StaticConfig(PluginConfig):
     """Share of the dense model that the static part aims at with all gates on, by a second term like Eq. 9's; the gates
     then have to save the rest. null: the joint term alone decides who saves what (the paper's 74.9 % and 64.8 % in
     Figure 5 say that both do, not how it was arranged; reconstructed)."""
+    ramp: float = Field(default=0.5, ge=0, le=1)
+    """Share of the phase over which the target falls from the dense model's cost to what is asked, where this strategy
+    is new: at once, it drives gates shut before they have learned anything (reconstructed)."""
     resource_weight: float = Field(default=100.0, ge=0)
     """gamma of Eq. 9."""
 
@@ -91,6 +94,9 @@ class DynamicConfig(PluginConfig):
     """Learning rate of the gate networks (reconstructed)."""
     choice_lr: float = Field(default=0.01, gt=0)
     """Learning rate of the choice among candidates (reconstructed)."""
+    ramp: float = Field(default=0.5, ge=0, le=1)
+    """Share of the phase over which the target falls from the dense model's cost to what is asked, where this strategy
+    is new: at once, it drives gates shut before they have learned anything (reconstructed)."""
     resource_weight: float = Field(default=100.0, ge=0, json_schema_extra=MUTABLE)
     """gamma of Eq. 9."""
     information_weight: float = Field(default=0.0, ge=0, json_schema_extra=MUTABLE)

@@ -76,7 +76,8 @@ class Dynamic(Strategy):
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
         """Eq. 9's resource term and the reward for information."""
-        terms = resource_losses(ctx, self.budget, self.config.resource_weight)
+        ramp = self.config.ramp if self.anneals else 0.0
+        terms = resource_losses(ctx, self.budget, self.config.resource_weight, ramp)
         informed = [gate.information for gate in self.layer_gates if gate.information is not None]
         if self.config.information_weight > 0 and informed:
             terms["information"] = -self.config.information_weight * torch.cat(informed).mean()

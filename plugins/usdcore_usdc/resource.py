@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from usdcore.strategy import Budget, StepContext
 
 
-def resource_losses(ctx: StepContext, budget: Budget, weight: float) -> dict[str, Tensor]:
+def ramped(target: float, ctx: StepContext, ramp: float) -> float:
+    """The target now: it falls in a line from 1 to `target` over the share `ramp` of the phase."""
+    return target if ramp <= 0 else 1 - (1 - target) * min(1.0, ctx.progress / ramp)
+
+
+def resource_losses(ctx: StepContext, budget: Budget, weight: float, ramp: float = 0.0) -> dict[str, Tensor]:
     """The term for the budget and, where the recipe bounds the shrunk model too, one for that bound."""
     if ctx.spent is None or not ctx.claim("usdc.resource"):
         return {}
-    terms = {"resource": weight * (ctx.spent - budget.target) ** 2}
+    terms = {"resource": weight * (ctx.spent - ramped(budget.target, ctx, ramp)) ** 2}
     if budget.static is not None and ctx.spent_static is not None:
         terms["resource_static"] = weight * (ctx.spent_static - budget.static).clamp(min=0) ** 2
     return terms

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from usdcore.gates import Draw, ForwardState, Gate
 from usdcore.strategy import Attachment, Decision, ParameterGroup, StepContext, Strategy
 from usdcore_usdc.relax import keep_factor
-from usdcore_usdc.resource import resource_losses
+from usdcore_usdc.resource import ramped, resource_losses
 
 if TYPE_CHECKING:
     from usdcore_usdc.config import StaticConfig
@@ -84,9 +84,10 @@ class Static(Strategy):
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
         """Eq. 9's resource term, and the static part's own where it has a target."""
-        terms = resource_losses(ctx, self.budget, self.config.resource_weight)
+        weight, ramp = self.config.resource_weight, self.config.ramp
+        terms = resource_losses(ctx, self.budget, weight, ramp)
         if self.config.target is not None and ctx.spent_static is not None:
-            terms["static"] = self.config.resource_weight * (ctx.spent_static - self.config.target) ** 2
+            terms["static"] = weight * (ctx.spent_static - ramped(self.config.target, ctx, ramp)) ** 2
         return terms
 
     def decide(self) -> Decision:

@@ -158,9 +158,16 @@ class Fit:
         if self.strategy_optimizer:
             self.strategy_optimizer.step()
         self.session.after_step()
-        if self.ema is not None:
-            self.ema.update(self.model, step=update)
+        self._average(update)
         return self._terms(loss, task, extra)
+
+    def _average(self, update: int) -> None:
+        if self.ema is None:
+            return
+        if len(list(self.ema.module.parameters())) != len(list(self.model.parameters())):
+            # A search has settled on its gate networks: the average starts anew with the modules that are left.
+            self.ema = ModelEmaV3(self.model, decay=self.stage.train.ema)
+        self.ema.update(self.model, step=update)
 
     def _terms(self, loss: Tensor, task: Tensor, extra: dict[str, Tensor]) -> dict[str, Tensor]:
         terms = {"loss": loss.detach(), "task": task.detach(), **{k: v.detach() for k, v in extra.items()}}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
+
+import torch
 
 from usdcore.units.attention import attention_drafts
 from usdcore.units.branches import BranchDraft, branch_drafts, build_blocks, build_branches, innermost
@@ -31,6 +34,12 @@ def find_units(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) ->
     device will do. The model is only read: a weightless copy without its hooks runs once, in evaluation mode. What
     can't be pruned or gated is there too, with a reason. Errors: a forward that fails, or that needs values.
     """
+    # Labels are real numbers: a default device of the caller's must not take them to the meta device.
+    with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        return _find(model, example_inputs)
+
+
+def _find(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Units:
     executor = Executor()
     trace = record(model, example_inputs, executor)
     macs = [op_macs(trace, op) for op in trace.ops]
