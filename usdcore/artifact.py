@@ -45,6 +45,7 @@ def save(model: nn.Module, plan: Plan, path: str | Path) -> None:
         raise UsdcoreError(msg)
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.aside")
     save_file(tensors, aside, metadata={KEY: plan.model_dump_json()})
     aside.replace(path)

@@ -24,7 +24,7 @@ def write_aside(path: Path, text: str) -> None:
 
 
 class RunFolder:
-    """Paths of a run. `claim` makes the folder this recipe's, or refuses if it is another's."""
+    """Paths of a run. `check_owner` refuses a folder of another recipe, `claim` makes it this one's."""
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path = path
@@ -39,10 +39,9 @@ class RunFolder:
         return self.path / "checkpoints" / f"{name}.safetensors"
 
     def claim(self) -> None:
-        """Errors: a path that is no folder, can't be written, or belongs to another recipe (with the difference)."""
+        """Errors: a path that is no folder, or can't be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._check_owner()
             write_aside(self.path / "recipe.yaml", dump_recipe(self.recipe))
         except OSError as error:
             msg = f"{self.path}: can't write the run's folder: {error.strerror or error}"
@@ -53,11 +52,12 @@ class RunFolder:
         path = self.path / "result.json"
         if not path.is_file():
             return None
-        self._check_owner()
+        self.check_owner()
         found: dict[str, Any] = json.loads(path.read_text())
         return found
 
-    def _check_owner(self) -> None:
+    def check_owner(self) -> None:
+        """Errors: the folder holds the run of another recipe, with the difference."""
         theirs = self.path / "recipe.yaml"
         if not theirs.is_file():
             if (self.path / "checkpoints").exists() or (self.path / "result.json").exists():

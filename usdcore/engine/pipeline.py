@@ -32,12 +32,13 @@ def run(recipe_path: str | Path, out: str | Path | None = None, overrides: Seque
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name, recipe)
     done = folder.result()
     if done is None:
-        folder.claim()
+        folder.check_owner()
         device = pick_device(recipe)
         log = RunLog(folder.path / "metrics.jsonl")
         try:
             with _interruptible() as stop:
                 around = Run(recipe, folder, load_data(recipe), device, log, autocast(device, recipe.train.amp), stop)
+                folder.claim()  # only now: a recipe whose data or model is wrong leaves no folder behind
                 around.execute()
                 done = Finish(around).execute()
         finally:

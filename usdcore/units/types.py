@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import networkx as nx
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 IntArray = npt.NDArray[np.int64]
 
@@ -67,7 +69,8 @@ class Group:
 class Branch:
     """A residual branch `x + branch(x)`: the direct children of module `owner` that compute it, in order.
 
-    `macs` and `params` are those of the whole branch, per sample. `reason` says why it can't be gated; None means that it can.
+    `macs` and `params` are those of the whole branch, per sample. `reason` says why it can't be gated; None means that
+    it can.
     """
 
     name: str
