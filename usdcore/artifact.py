@@ -76,8 +76,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """Rebuild a compressed model from one file: in evaluation mode, where it skips; `train()` masks.
 
     Errors: a damaged file, an unknown base, a plan that does not fit it, a plugin that is missing (with its
-    distribution),
-    weights that do not fit the plan.
+    distribution), weights that do not fit the plan.
     """
     plan = read_plan(path)
     assert plan.base is not None

@@ -25,9 +25,8 @@ class Draw:
     """One decision at one site.
 
     `keep` is the factor on the branch's delta or on the group's entries, and what the cost counts: shape [] or [B] for
-    a
-    branch, [n] or [B, n] for a group. `drop` is the weight of the path around the branch; None means `1 - keep`
-    (a convex mixture, so that the stream itself passes unscaled).
+    a branch, [n] or [B, n] for a group. `drop` is the weight of the path around the branch; None means `1 - keep` (a
+    convex mixture, so that the stream itself passes unscaled).
     """
 
     keep: Tensor
@@ -92,9 +91,8 @@ class Gate(nn.Module):
     """Decides at one or several sites.
 
     A gate with `tap` None is drawn at the start of every forward; one whose `tap` names a block is given the stream
-    that
-    enters this block. In training mode draws may be soft or hard with a straight-through gradient; in evaluation mode
-    they are exactly 0 or 1. `scope` says how many samples share a decision in evaluation.
+    that enters this block. In training mode draws may be soft or hard with a straight-through gradient; in evaluation
+    mode they are exactly 0 or 1. `scope` says how many samples share a decision in evaluation.
     """
 
     sites: tuple[str, ...]

@@ -130,7 +130,9 @@ def test_bad_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("phases.0.strategies.1.gate_network=G10", "G1"),
     ],
 )
-def test_bad_recipes(done: tuple[Path, Path, int], capsys: pytest.CaptureFixture[str], override: str, message: str) -> None:
+def test_bad_recipes(
+    done: tuple[Path, Path, int], capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
     assert main(["run", str(done[0]), "--set", override]) == 1
     assert message in capsys.readouterr().err
 

@@ -21,8 +21,7 @@ def narrow_plan(units: Units, target_macs: float) -> Plan:
     """A uniform plan of at most `target_macs` per image, exact to one hidden neuron per model.
 
     Every layer keeps the same number of heads, and the same number of hidden neurons but for the remainder, which the
-    first
-    layers get. Errors: a target below one head and one neuron per layer.
+    first layers get. Errors: a target below one head and one neuron per layer.
     """
     tree = Tree(units)
     heads = [g for g in units.groups.values() if g.kind == "heads" and g.reason is None]

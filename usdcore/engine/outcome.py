@@ -108,8 +108,7 @@ def _budget(run: Run, dense_macs: int, dense_params: int, params: int, promised:
     """What was asked, what was reached, and whether the promise was kept.
 
     The promise: within 0.5 % of the dense model on calibration images (or, without gates, by count), on evaluation
-    images
-    within 1 % plus two standard errors, and the search itself within 5 % before any projection.
+    images within 1 % plus two standard errors, and the search itself within 5 % before any projection.
     """
     stated, facts = run.recipe.budget, run.facts
     metric = "macs" if stated.macs is not None else "params"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from usdcore.engine.data import DataSets
     from usdcore.engine.folder import RunFolder
     from usdcore.engine.log import RunLog
-    from usdcore.engine.pipeline import Stop
+    from usdcore.engine.stop import Stop
     from usdcore.recipe import PhaseConfig, Recipe
 
 CHECKPOINT_SECONDS = 120.0
