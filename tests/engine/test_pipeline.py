@@ -32,8 +32,8 @@ phases:
     epochs: 4
     train: {sched: none, warmup_epochs: 0}
     strategies:
-      - {use: usdc-static, lr: 0.1}
-      - {use: usdc-dynamic, gate_network: search, space: [G1, G5, G8], split: recursive}
+      - {use: usdc-static, lr: 0.1, ramp: 0.25, target: 0.75}
+      - {use: usdc-dynamic, gate_network: search, space: [G1, G5, G8], split: recursive, lr: 0.01, information_weight: 1.0}
   - {name: finetune, epochs: 2, strategies: [usdc-dynamic]}
 evaluate: {batch_sizes: [1, 32], dial: [0.55], calibration_images: 512}
 controls: [narrow]
@@ -138,7 +138,7 @@ def test_a_loaded_model_fine_tunes_in_plain_torch(done: tuple[Path, dict[str, An
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0]
 
 
