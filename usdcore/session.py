@@ -106,7 +106,9 @@ class Session:
         self.parameter_groups = site.parameter_groups
         if len(gating.gates):
             attach(self.model, self.units, gating.train(self.model.training))
-        if strategies:
+        if strategies and all(
+            strategy.gates for strategy in strategies
+        ):  # one without gates says in `decide` what it may remove
             self._check_reachable()
 
     def begin_step(self, step: int, num_steps: int, epoch: int = 0) -> None:
@@ -159,7 +161,8 @@ class Session:
             searched = None
         else:
             static = projection.records
-            searched = (projection.before + self._gate_cost()) / self.dense_total
+            is_ranking = all(decision.ranking for decision in decisions if decision.scores)
+            searched = None if is_ranking else (projection.before + self._gate_cost()) / self.dense_total
         self._apply(static, execution, settle=False)
         return PhaseEnd(execution, projection, searched)
 

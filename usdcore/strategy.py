@@ -118,11 +118,13 @@ class Decision:
     """What a strategy wants at the end of a phase.
 
     `scores`: per branch (shape []) or group (shape [n]) how much each entry is worth keeping; an entry below 0 is one
-    that the strategy itself would remove. The budget picks the threshold. `drops` are decided already.
+    that the strategy itself would remove, unless it is a mere `ranking`, in which 0 means nothing and the search is not
+    judged by it. The budget picks the threshold. `drops` are decided already.
     """
 
     scores: dict[str, Tensor] = field(default_factory=dict)
     drops: tuple[str, ...] = ()
+    ranking: bool = False
 
 
 class Strategy:

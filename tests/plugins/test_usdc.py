@@ -146,10 +146,18 @@ def test_the_search_meets_the_budget_by_itself_and_really_shrinks(vit: nn.Module
 
 def test_resource_term_is_added_once(vit: nn.Module, images: torch.Tensor) -> None:
     session = session_of(vit, [make("usdc-static"), make("usdc-dynamic")])
-    session.begin_step(0, 10)
+    session.begin_step(9, 10)
     losses = session.losses(session.model.train()(images), torch.zeros(5))
     assert set(losses) == {"resource"}
     torch.testing.assert_close(losses["resource"], 100 * (session.ctx.spent - 0.5) ** 2)  # type: ignore[operator]
+
+
+def test_the_target_falls_in_a_line_at_the_start_of_a_search(vit: nn.Module, images: torch.Tensor) -> None:
+    session = session_of(vit, [make("usdc-static", ramp=0.5)])
+    for step, target in ((0, 1.0), (25, 0.75), (50, 0.5), (90, 0.5)):
+        session.begin_step(step, 100)
+        loss = session.losses(session.model.train()(images), torch.zeros(5))["resource"]
+        torch.testing.assert_close(loss, 100 * (session.ctx.spent - target) ** 2)  # type: ignore[operator]
 
 
 def test_static_bound(vit: nn.Module, images: torch.Tensor) -> None:

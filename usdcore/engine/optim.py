@@ -70,7 +70,7 @@ class Schedule:
         shape = {"sched": "step", "decay_epochs": epochs + 1} if train.sched == "none" else {"sched": train.sched}
         self.scheduler, _ = create_scheduler_v2(
             optimizer,
-            num_epochs=epochs,
+            num_epochs=max(1, epochs),
             warmup_epochs=min(train.warmup_epochs, epochs),
             warmup_lr=train.warmup_lr,
             min_lr=train.min_lr,
