@@ -33,7 +33,12 @@ phases:
     train: {sched: none, warmup_epochs: 0}
     strategies:
       - {use: usdc-static, lr: 0.1, ramp: 0.25, target: 0.75}
-      - {use: usdc-dynamic, gate_network: search, space: [G1, G5, G8], split: recursive, lr: 0.01, information_weight: 1.0}
+      - use: usdc-dynamic
+        gate_network: search
+        space: [G1, G5, G8]
+        split: recursive
+        lr: 0.01
+        information_weight: 1.0
   - {name: finetune, epochs: 2, strategies: [usdc-dynamic]}
 evaluate: {batch_sizes: [1, 32], dial: [0.55], calibration_images: 512}
 controls: [narrow]
