@@ -6,6 +6,7 @@ the weights are loaded strictly.
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,14 +25,31 @@ if TYPE_CHECKING:
 
 KEY = "usdcore.plan"
 
+#: Arguments of timm.create_model that would read files or the network.
+FORBIDDEN = frozenset(
+    {
+        "pretrained",
+        "checkpoint_path",
+        "cache_dir",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "model_name",
+        "num_classes",
+    }
+)
+
 
 def create(base: Base) -> nn.Module:
-    """The base model with fresh weights. Errors: a name that timm does not know, arguments that it refuses."""
+    """The base model with fresh weights. Errors: a name that timm does not know, arguments that it refuses or that
+    load.
+    """
     if base.name not in timm.list_models():
         msg = f"timm has no model named {base.name!r}: {nearest(base.name, timm.list_models())}"
         raise UsdcoreError(msg)
     try:
-        model: nn.Module = timm.create_model(base.name, pretrained=False, num_classes=base.num_classes, **_kwargs(base))
+        model: nn.Module = timm.create_model(
+            base.name, pretrained=False, num_classes=base.num_classes, **constructor_kwargs(base)
+        )
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         msg = f"timm can't make {base.name} with {json.dumps(base.kwargs)}: {error}"
         raise UsdcoreError(msg) from error
@@ -91,10 +109,15 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     return model.to(device).eval()
 
 
-def _kwargs(base: Base) -> dict[str, object]:
+def constructor_kwargs(base: Base) -> dict[str, object]:
     """Constructor arguments; a class may be named by its import path, as JSON can't hold one:
     'timm.layers:SwiGLUPacked'.
     """
+    forbidden = FORBIDDEN & base.kwargs.keys()
+    if forbidden:
+        names = ", ".join(sorted(forbidden))
+        msg = f"model.kwargs: {names} would load something else; kwargs describe the architecture alone"
+        raise UsdcoreError(msg)
     return {key: _resolved(key, value) for key, value in base.kwargs.items()}
 
 
@@ -103,7 +126,8 @@ def _resolved(key: str, value: object) -> object:
         return value
     name = value.partition(":")[2]
     found = getattr(timm.layers, name, None)
-    if not isinstance(found, type):
+    kind = found.func if isinstance(found, functools.partial) else found
+    if not isinstance(kind, type):
         msg = f"model.kwargs.{key}: timm.layers has no class {name!r}"
         raise UsdcoreError(msg)
     return found

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from usdcore.check import outputs, require_neutral
 from usdcore.costs import Cost, Tree, cost
 from usdcore.errors import UsdcoreError
 from usdcore.gates import Gating
@@ -95,8 +96,15 @@ class Session:
         return self.dense.macs if self.budget.metric == "macs" else self.dense.params
 
     def begin_phase(self, strategies: Sequence[Strategy]) -> None:
-        """Attach the strategies. Errors: two at one site that do not compose, a budget that can't be reached."""
+        """Attach the strategies, and check that with neutral gates the model is still the host, in both modes.
+
+        Errors: two strategies at one site that do not compose, a model that is more than the sum of its branches, a
+        budget
+        that can't be reached.
+        """
         gating = detach(self.model) or Gating()
+        input_shape = tuple(self.example_inputs.shape[1:])
+        host = outputs(self.model, input_shape) if strategies else {}
         site = Attachment(self.model, self.units, self.budget, self.plan, gating)
         for strategy in strategies:
             site.current = strategy
@@ -106,6 +114,8 @@ class Session:
         self.parameter_groups = site.parameter_groups
         if len(gating.gates):
             attach(self.model, self.units, gating.train(self.model.training))
+            if strategies:
+                require_neutral(self.model, gating, input_shape, host)
         if strategies and all(
             strategy.gates for strategy in strategies
         ):  # one without gates says in `decide` what it may remove

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from usdcore.artifact import create
+from usdcore.artifact import constructor_kwargs, create
 from usdcore.errors import UsdcoreError, nearest
 from usdcore.hooks import registry
 from usdcore.plans import Base
@@ -86,7 +86,7 @@ def build_model(base: Base, model: ModelConfig) -> nn.Module:
     if model.pretrained:
         try:
             pretrained: nn.Module = timm.create_model(
-                base.name, pretrained=True, num_classes=base.num_classes, **base.kwargs
+                base.name, pretrained=True, num_classes=base.num_classes, **constructor_kwargs(base)
             )
         except Exception as error:  # the hub raises many kinds; each means the same to the user
             msg = f"model.pretrained: the weights of {base.name} can't be fetched ({error}); give model.weights: FILE"

@@ -1,0 +1,81 @@
+"""A gated model with neutral gates must be the host itself: checked on random images whenever gates are attached."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from usdcore.errors import UsdcoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from usdcore.gates import Gating
+
+#: Largest difference of the logits, as a share of their largest value.
+TOLERANCE = 1e-5
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """Logits on two random images in evaluation and in training mode; the model and every generator are left as they
+    were.
+    """
+    reference = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *input_shape, generator=generator).to(reference)
+    devices = [reference.device] if reference.device.type == "cuda" else []
+    found = {}
+    with torch.random.fork_rng(devices=devices), _restored(model):
+        for mode in ("evaluation", "training"):
+            torch.manual_seed(0)  # dropout and drop-path draw the same in both models
+            output = model.train(mode == "training")(images)
+            found[mode] = (output if isinstance(output, Tensor) else output[0]).double()
+    return found
+
+
+def require_neutral(model: nn.Module, gating: Gating, input_shape: tuple[int, ...], host: dict[str, Tensor]) -> None:
+    """Errors: the model under neutral gates gives other logits than `host`, what `outputs` gave before gates were
+    attached.
+    """
+    with _neutral(gating):
+        found = outputs(model, input_shape)
+    for mode, logits in found.items():
+        difference = float((logits - host[mode]).abs().max() / host[mode].abs().max().clamp(min=1e-12))
+        if not difference <= TOLERANCE:
+            msg = (
+                f"in {mode} mode this model does something beside the sum of its residual branches: with every gate "
+                f"neutral its logits change by {difference:.1e} of their maximum, so its branches can't be gated"
+            )
+            raise UsdcoreError(msg)
+
+
+@contextmanager
+def _neutral(gating: Gating) -> Iterator[None]:
+    before = [gate.is_neutral for gate in gating.all()]
+    for gate in gating.all():
+        gate.neutral()
+    try:
+        yield
+    finally:
+        for gate, was in zip(gating.all(), before, strict=True):
+            gate.neutral(was)
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Training mode updates running statistics: put them, and each module's own mode, back."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for module, was in modes.items():
+            module.training = was
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
