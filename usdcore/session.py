@@ -116,9 +116,8 @@ class Session:
             attach(self.model, self.units, gating.train(self.model.training))
             if strategies:
                 require_neutral(self.model, gating, input_shape, host)
-        if strategies and all(
-            strategy.gates for strategy in strategies
-        ):  # one without gates says in `decide` what it may remove
+        # A strategy without gates says only in `decide` what it may remove.
+        if strategies and all(strategy.gates for strategy in strategies):
             self._check_reachable()
 
     def begin_step(self, step: int, num_steps: int, epoch: int = 0) -> None:
@@ -168,7 +167,8 @@ class Session:
         projection = self._project(_scores(decisions), execution.rates, drops)
         if projection is None:
             static: list[Keep | Drop] = [Drop(branch=name) for name in drops]
-            searched = None
+            is_dynamic = bool(execution.rates) and self.budget.metric == "macs"
+            searched = execution.macs / self.dense.macs if is_dynamic else None
         else:
             static = projection.records
             is_ranking = all(decision.ranking for decision in decisions if decision.scores)
@@ -194,9 +194,7 @@ class Session:
         return found
 
     def settle(self, batches: Batches) -> None:
-        """The run is at its end: a branch that is never on over the calibration images is dropped, a gate always on
-        goes.
-        """
+        """The run is at its end: a branch never on over the calibration images is dropped, a gate always on goes."""
         if self.gating is not None:
             execution = self.execution(batches)
             self._apply([Drop(branch=name) for name in _never(execution)], execution, settle=True)
@@ -210,10 +208,14 @@ class Session:
         return self._tree.expected(state.keeps()) * scale + gates, static + gates
 
     def _gate_cost(self) -> int:
+        """What the dynamic gates themselves cost in the budget's metric."""
         gating = self.gating
         if gating is None:
             return 0
-        return gating.count_macs() if self.budget.metric == "macs" else 0
+        if self.budget.metric == "macs":
+            return gating.count_macs()
+        dynamic = [gate for gate in gating.all() if gate.scope != "static"]
+        return sum(parameter.numel() for gate in dynamic for parameter in gate.parameters())
 
     def _project(self, scores: Mapping[str, Any], rates: dict[str, float], drops: tuple[str, ...]) -> Projection | None:
         if not scores:
@@ -249,17 +251,12 @@ class Session:
         return {r.site: cast("Gate", gating.gates[r.key]) for r in records if r.key in gating.gates}
 
     def least(self) -> float:
-        """The least share of the dense model that the attached strategies can reach, with everything off that they
-        may touch.
-        """
-        gating = self.gating
-        sites = {s for gate in gating.all() for s in gate.sites} if gating is not None else set()
+        """The least share of the dense model that the gates now attached can reach: all off that they may touch."""
+        gates = list(self.gating.all()) if self.gating is not None else []
+        counted = [gate for gate in gates if self.budget.metric == "macs" or gate.scope == "static"]
+        sites = {site for gate in counted for site in gate.sites}
         groups = {name: 1 for name in sites if name in self.units.groups}
-        static = (
-            {s for gate in gating.all() if gate.scope == "static" for s in gate.sites} if gating is not None else set()
-        )
-        off = sites if self.budget.metric == "macs" else static
-        branches = {name: 0 for name in off if name in self.units.branches}
+        branches = {name: 0 for name in sites if name in self.units.branches}
         return (self._tree.decided(groups | branches) + self._gate_cost()) / self.dense_total
 
     def _check_reachable(self) -> None:

@@ -294,3 +294,19 @@ def test_a_missing_plugin_names_its_distribution(vit: nn.Module) -> None:
         UsdcoreError, match=r"strategy 'magic' of the package magic-prune 2\.1.*pip install magic-prune"
     ):
         shrink(vit, Plan(records=(record,)), ONE)
+
+
+def test_gates_count_as_parameters(vit: nn.Module, images: torch.Tensor) -> None:
+    session = Session(vit, ONE, Budget("params", 0.6, batch_size=4))
+    session.begin_phase([make("usdc-static", lr=0.05), make("usdc-dynamic", gate_network="G9")])
+    train(session, 100, images)
+    session.end_phase(lambda: iter([images]))
+    share = sum(p.numel() for p in session.model.parameters()) / session.dense.params
+    assert 0.59 < share <= 0.6
+
+
+def test_a_dynamic_search_is_judged_too(vit: nn.Module, images: torch.Tensor) -> None:
+    session = session_of(vit, [make("usdc-dynamic", gate_network="G2")], target=0.7)
+    train(session, 20, images)
+    end = session.end_phase(lambda: iter([images]))
+    assert end.searched == end.execution.macs / session.dense.macs
