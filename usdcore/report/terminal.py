@@ -8,6 +8,7 @@ from rich.console import Console
 
 from usdcore.report import text, words
 from usdcore.report.result import read_result
+from usdcore.report.sections import evaluation
 from usdcore.report.table import Table, headline, to_terminal
 
 if TYPE_CHECKING:
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
 
 
 def print_result(run_dir: Path, notes: Sequence[str] = ()) -> None:
-    """The before/after table, whether the budget was met, and where the report lies."""
+    """The before/after table, the saved model over batch sizes, whether the budget was met, where the report lies."""
     result = read_result(run_dir)
     console = Console()
     console.print(to_terminal(headline(result)))
+    over_batches = evaluation(result).table
+    if over_batches is not None:
+        console.print(to_terminal(over_batches))
     for line in (words.verdict(result), *notes, f"report: {run_dir / 'report.html'}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
