@@ -35,7 +35,7 @@ def sections(result: Result) -> tuple[Section, ...]:
             headline(result),
         ),
         Section("budget", "Budget", words.budget_sentences(result), _budget_table(result)),
-        evaluation(result),
+        _evaluation(result),
         _dial(result),
         _structure(result),
         Section("gates", "Gates", words.gate_sentences(result), _gates_table(result)),
@@ -59,8 +59,7 @@ def _budget_table(result: Result) -> Table:
     return Table(("stage", f"{words.metric(result)}, of dense"), rows)
 
 
-def evaluation(result: Result) -> Section:
-    """Top-1 and executed MACs over batch sizes, scopes and orders; the promised row is marked."""
+def _evaluation(result: Result) -> Section:
     dense = result.dense.macs
     rows = tuple(
         (

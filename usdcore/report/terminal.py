@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from usdcore.report import text, words
-from usdcore.report.result import read_result
-from usdcore.report.sections import evaluation
+from usdcore.report.result import Evaluation, read_result
 from usdcore.report.table import Table, headline, to_terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
 
@@ -21,9 +20,8 @@ def print_result(run_dir: Path, notes: Sequence[str] = ()) -> None:
     result = read_result(run_dir)
     console = Console()
     console.print(to_terminal(headline(result)))
-    over_batches = evaluation(result).table
-    if over_batches is not None:
-        console.print(to_terminal(over_batches))
+    if result.eval:
+        console.print(to_terminal(_over_batches(result.eval, result.dense.macs)))
     for line in (words.verdict(result), *notes, f"report: {run_dir / 'report.html'}"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -40,16 +38,20 @@ def print_evaluation(found: dict[str, Any]) -> None:
         )
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if "eval" in found:
-        rows = tuple(
-            (
-                str(row["batch_size"]),
-                row["scope"],
-                row["order"],
-                text.top1(row["top1"]),
-                text.of_dense(row["executed_macs"], dense),
-                str(row["images"]),
-            )
-            for row in found["eval"]
+        rows = [Evaluation.model_validate(row) for row in found["eval"]]
+        console.print(to_terminal(_over_batches(rows, dense)))
+
+
+def _over_batches(rows: Iterable[Evaluation], dense_macs: float | None) -> Table:
+    cells = tuple(
+        (
+            str(row.batch_size),
+            row.scope,
+            row.order,
+            text.top1(row.top1),
+            text.of_dense(row.executed_macs, dense_macs),
+            text.NOT_RUN if row.images is None else str(row.images),
         )
-        columns = ("Batch size", "Decision per", "Order", "Top-1", "Executed MACs", "Images")
-        console.print(to_terminal(Table(columns, rows, left=(1, 2))))
+        for row in rows
+    )
+    return Table(("Batch size", "Decision per", "Order", "Top-1", "Executed MACs", "Images"), cells, left=(1, 2))
