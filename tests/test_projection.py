@@ -36,7 +36,7 @@ def test_the_budget_is_met_from_below_to_one_neuron(vit: nn.Module, seed: int, t
     neuron = min(g.macs_per_entry for g in units.groups.values() if g.kind == "hidden")
     has_room = any(isinstance(r, Keep) and r.group.endswith("hidden") for r in found.records)
     if has_room:
-        assert target * tree.total - exact < neuron or np.isneginf(found.threshold)
+        assert target * tree.total - exact < neuron or found.fallen == 0
 
 
 def test_better_scores_stay(vit: nn.Module) -> None:
@@ -75,3 +75,13 @@ def test_out_of_reach(vit: nn.Module) -> None:
     tree = Tree(units)
     with pytest.raises(UsdcoreError, match=r"can't be reached: with everything removed that may be, \d+\.\d% of the"):
         Projector(units, tree, scores_of(units, 0), {}).project(Limits(0.01 * tree.total))
+
+
+def test_ties_fall_one_by_one(vit: nn.Module) -> None:
+    units = find_units(vit, ONE)
+    tree = Tree(units)
+    scores = {name: np.ones(g.size) for name, g in units.groups.items() if g.reason is None}
+    scores |= {name: np.asarray(1.0) for name in units.branches}
+    found = Projector(units, tree, scores, {}).project(Limits(0.9 * tree.total))
+    assert 0.85 * tree.total < found.after <= 0.9 * tree.total
+    assert found.before == tree.total

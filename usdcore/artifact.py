@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import timm
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from usdcore.errors import UsdcoreError, nearest
+from usdcore.files import save_tensors
 from usdcore.plans import Base, Plan, parse_plan
 from usdcore.surgery import shrink
 
@@ -50,7 +50,7 @@ def create(base: Base) -> nn.Module:
         model: nn.Module = timm.create_model(
             base.name, pretrained=False, num_classes=base.num_classes, **constructor_kwargs(base)
         )
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
         msg = f"timm can't make {base.name} with {json.dumps(base.kwargs)}: {error}"
         raise UsdcoreError(msg) from error
     return model
@@ -61,12 +61,8 @@ def save(model: nn.Module, plan: Plan, path: str | Path) -> None:
     if plan.base is None:
         msg = "a plan without a base can't be loaded again: give Plan(base=...)"
         raise UsdcoreError(msg)
-    path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.aside")
-    save_file(tensors, aside, metadata={KEY: plan.model_dump_json()})
-    aside.replace(path)
+    save_tensors(tensors, Path(path), {KEY: plan.model_dump_json()})
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -75,7 +71,7 @@ def read_plan(path: str | Path) -> Plan:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except FileNotFoundError:
-        msg = f"{path}: no such file"
+        msg = f"{path}: can't be read" if Path(path).exists() else f"{path}: no such file"
         raise UsdcoreError(msg) from None
     except (SafetensorError, OSError) as error:
         msg = f"{path}: not a safetensors file, or a damaged one: {error}"

@@ -90,12 +90,12 @@ class Tree:
             total += rate * (part.fixed + sum(kept.get(name, size) * each for name, size, each in part.groups))
         return total
 
-    def expected(self, keeps: Mapping[str, Tensor]) -> Tensor:
+    def expected(self, keeps: Mapping[str, Tensor], device: torch.device | None = None) -> Tensor:
         """Differentiable cost as a share of the dense model, shape [].
 
         `keeps`: [] or [B] per branch, [n] or [B, n] per group, values in [0, 1]; what is not named is kept whole.
         """
-        device = next((keep.device for keep in keeps.values()), torch.device("cpu"))
+        device = device or next((keep.device for keep in keeps.values()), torch.device("cpu"))
         shares = [torch.full((), self.fixed / self.total, device=device)]
         for part in self.parts:
             share: Tensor | float = part.fixed / self.total

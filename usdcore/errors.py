@@ -23,4 +23,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
-    return f"valid: {', '.join(names)}" if names else "none is installed"
+    if not names:
+        return "none is installed"
+    shown = ", ".join(names[:12])
+    return f"valid: {shown}" if len(names) <= 12 else f"none is similar; valid are {shown} and {len(names) - 12} more"

@@ -42,6 +42,7 @@ class ForwardState:
     draws: dict[str, list[Draw]] = field(default_factory=dict)
     static: dict[str, Tensor] = field(default_factory=dict)
     dynamic: dict[str, Tensor] = field(default_factory=dict)
+    rows: Tensor | None = None  # the samples for which a branch now runs, while it runs for some of the batch
 
     def __deepcopy__(self, memo: dict[int, object]) -> ForwardState:
         return ForwardState(self.tick)  # draws belong to a graph of autograd that can't be copied
@@ -171,4 +172,4 @@ class Gating(nn.Module):
 
     def count_macs(self) -> int:
         """The same as a whole number, for what is decided."""
-        return int(torch.as_tensor(self.macs()).detach())
+        return int(torch.as_tensor(self.macs(), dtype=torch.float64).detach())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from usdcore.errors import UsdcoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -67,13 +69,20 @@ class Meter:
 
 
 @torch.inference_mode()
-def execute(model: nn.Module, units: Units, gating: Gating | None, batches: Iterable[Tensor]) -> Execution:
+def execute(
+    model: nn.Module,
+    units: Units,
+    gating: Gating | None,
+    batches: Iterable[Tensor],
+    amp: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Execution:
     """Run `model` in evaluation mode over batches of images [B, C, H, W]."""
     was_training = model.training
     model.eval()
     meter = Meter(units, gating)
     for images in batches:
-        model(images)
+        with amp():
+            model(images)
         meter.add(len(images))
     model.train(was_training)
     if not meter.batches:

@@ -30,10 +30,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Projection:
-    """The plan's records, the threshold, and the cost by the strategies' own signs and after projection."""
+    """The plan's records, how many of the worst entries fell, the cost by the strategies' own signs and at the end."""
 
     records: list[Keep | Drop]
-    threshold: float
+    fallen: int
     before: float
     after: float
 
@@ -55,15 +55,14 @@ class Projector:
         self.branch_scores = {name: float(s) for name, s in scores.items() if name in units.branches}
         self.groups = {name: units.groups[name] for name in scores if name in units.groups}
         self.group_scores = {name: np.asarray(scores[name], dtype=np.float64).reshape(-1) for name in self.groups}
+        self._rank()
         self.branch_of = {g.name: unit.branch.name for unit in units.all if unit.branch for g in unit.groups}
 
     def project(self, limits: Limits, drops: tuple[str, ...] = ()) -> Projection:
         """Errors: the limits can't be met even with everything off; the message says the least that can be reached."""
-        every = np.unique(np.concatenate([np.zeros(0), *self.group_scores.values(), list(self.branch_scores.values())]))
-        thresholds = np.concatenate([[-np.inf], every])
-        low, high = 0, len(thresholds) - 1
-        if not self._fits(self._at(thresholds[high], drops), limits):
-            least = self._spent(self._at(thresholds[high], drops))
+        low, high = 0, self.count
+        if not self._fits(self._without(high, drops), limits):
+            least = self._spent(self._without(high, drops))
             msg = (
                 f"the budget can't be reached: with everything removed that may be, {least / self.tree.total:.1%} of "
                 f"the model's {self.tree.metric} are left and {limits.executed / self.tree.total:.1%} were asked for"
@@ -71,17 +70,29 @@ class Projector:
             raise UsdcoreError(msg)
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self._fits(self._at(thresholds[middle], drops), limits) else (middle + 1, high)
-        threshold = float(thresholds[high])
-        choice = self._fill(self._at(threshold, drops), limits)
-        return Projection(self._records(choice), threshold, self._spent(self._at(0.0, drops)), self._spent(choice))
+            low, high = (low, middle) if self._fits(self._without(middle, drops), limits) else (middle + 1, high)
+        choice = self._fill(self._without(high, drops), limits)
+        before = self._spent(self._without(self.negative, drops))
+        return Projection(self._records(choice), high, before, self._spent(choice))
 
-    def _at(self, threshold: float, drops: tuple[str, ...]) -> _Choice:
-        dropped = set(drops) | {name for name, score in self.branch_scores.items() if score <= threshold}
+    def _rank(self) -> None:
+        """One order of all entries, worst first; equal scores in a fixed random order, so that no layer comes first."""
+        names = [*self.group_scores, *self.branch_scores]
+        scores = [*self.group_scores.values(), *(np.array([score]) for score in self.branch_scores.values())]
+        flat = np.concatenate([np.zeros(0), *scores])
+        order = np.lexsort((np.random.default_rng(0).permutation(len(flat)), flat))
+        rank = np.empty(len(flat), dtype=np.int64)
+        rank[order] = np.arange(len(flat))
+        self.count, self.negative = len(flat), int((flat < 0).sum())
+        self.ranks = dict(zip(names, np.split(rank, np.cumsum([len(s) for s in scores])[:-1]), strict=True))
+
+    def _without(self, number: int, drops: tuple[str, ...]) -> _Choice:
+        """The choice without the `number` worst entries; each group keeps its best one all the same."""
+        dropped = set(drops) | {name for name in self.branch_scores if self.ranks[name][0] < number}
         keeps = {}
-        for name, scores in self.group_scores.items():
-            keeps[name] = scores > threshold
-            keeps[name][int(np.argmax(scores))] = True
+        for name in self.group_scores:
+            keeps[name] = self.ranks[name] >= number
+            keeps[name][int(np.argmax(self.ranks[name]))] = True
         return _Choice(keeps, dropped)
 
     def _spent(self, choice: _Choice, static: bool = False) -> float:

@@ -74,7 +74,11 @@ class BlockForward:
             return x
         if len(rows) == len(x):
             return x + self.delta(x, chain)
-        return x.index_add(0, rows, self.delta(x.index_select(0, rows), chain))
+        assert self.gating is not None
+        self.gating.state.rows = rows
+        delta = self.delta(x.index_select(0, rows), chain)
+        self.gating.state.rows = None
+        return x.index_add(0, rows, delta.to(x.dtype))
 
 
 class GroupMask:
@@ -96,6 +100,8 @@ class GroupMask:
         x = args[0]
         if keep.ndim == 0:
             return (x * keep, *args[1:])
+        if keep.ndim == 2 and self.gating.state.rows is not None:
+            keep = keep[self.gating.state.rows]
         factor = keep[..., self.entry_of.to(keep.device)].masked_fill(self.is_free.to(keep.device), 1.0)
         if factor.ndim == 2:
             factor = factor.reshape(len(factor), *[1] * (x.ndim - 2), -1)

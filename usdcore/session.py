@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,18 +29,19 @@ from usdcore.measure import Calibration, Execution, calibrate, execute
 from usdcore.plans import Drop, Plan
 from usdcore.projection import Limits, Projection, Projector
 from usdcore.runner import attach, detach, gating_of
-from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext
+from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext, Strategy
 from usdcore.surgery import attach_plan, shrink_found
 from usdcore.units import find_units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
     from usdcore.gates import Gate
     from usdcore.plans import Keep
-    from usdcore.strategy import Decision, Strategy
+    from usdcore.strategy import Decision
 
     Batches = Callable[[], Iterable[Tensor]]
 
@@ -81,6 +83,10 @@ class Session:
             attach(model, self.units, gating)
         self.dense = dense or cost(self.units)
         self.strategies: list[Strategy] = []
+        #: Every strategy that was ever named, by name: the gates of those that a phase does not name stay theirs.
+        self.known: dict[str, Strategy] = {}
+        #: A context for each forward on calibration images, as evaluation will use (autocast, or nothing).
+        self.amp: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.parameter_groups: list[ParameterGroup] = []
         self.ctx = StepContext()
         self._tree = Tree(self.units, budget.metric)
@@ -106,9 +112,13 @@ class Session:
         input_shape = tuple(self.example_inputs.shape[1:])
         host = outputs(self.model, input_shape) if strategies else {}
         site = Attachment(self.model, self.units, self.budget, self.plan, gating)
+        self.known |= {strategy.config.use: strategy for strategy in strategies}
+        self._renew_gates(gating)
+        for strategy in self.known.values():
+            for gate in strategy.gates.values():
+                site.claim(strategy, gate)
         for strategy in strategies:
             site.current = strategy
-            strategy.gates = self._gates_of(strategy, gating)
             strategy.attach(site)
         self.strategies = list(strategies)
         self.parameter_groups = site.parameter_groups
@@ -116,8 +126,9 @@ class Session:
             attach(self.model, self.units, gating.train(self.model.training))
             if strategies:
                 require_neutral(self.model, gating, input_shape, host)
-        # A strategy without gates says only in `decide` what it may remove.
-        if strategies and all(strategy.gates for strategy in strategies):
+        # A strategy that decides without gates says only in the end what it may remove.
+        silent = [s for s in strategies if not s.gates and type(s).decide is not Strategy.decide]
+        if len(gating.gates) and strategies and not silent:
             self._check_reachable()
 
     def begin_step(self, step: int, num_steps: int, epoch: int = 0) -> None:
@@ -157,7 +168,7 @@ class Session:
 
     def execution(self, batches: Batches) -> Execution:
         """What the gated model executes on calibration images."""
-        return execute(self.model, self.units, self.gating, batches())
+        return execute(self.model, self.units, self.gating, batches(), self.amp)
 
     def end_phase(self, batches: Batches) -> PhaseEnd:
         """Measure gate rates, choose what goes to meet the budget, shrink the model, keep the gates that stay."""
@@ -201,11 +212,13 @@ class Session:
 
     def _spent(self, gating: Gating) -> tuple[Tensor, Tensor]:
         state, scale = gating.state, self._tree.total / self.dense_total
-        static = self._tree.expected(state.static) * scale
+        device = next(self.model.parameters()).device
+        static = self._tree.expected(state.static, device) * scale
         if self.budget.metric == "params":
+            static = static + self._gate_cost() / self.dense_total
             return static, static
         gates = gating.macs() / self.dense.macs
-        return self._tree.expected(state.keeps()) * scale + gates, static + gates
+        return self._tree.expected(state.keeps(), device) * scale + gates, static + gates
 
     def _gate_cost(self) -> int:
         """What the dynamic gates themselves cost in the budget's metric."""
@@ -228,27 +241,23 @@ class Session:
     def _apply(self, static: Sequence[Keep | Drop], execution: Execution, settle: bool) -> None:
         """Replace the model by a smaller one; weights, and the gates that stay, carry over."""
         gone = {record.branch for record in static if isinstance(record, Drop)}
-        attached = [r for s in self.strategies for r in s.records(gone, execution.rates, settle)]
-        named = {strategy.config.use for strategy in self.strategies}
-        attached += [record for record in self.plan.attached.values() if record.plugin not in named]
+        attached = [r for s in self.known.values() for r in s.records(gone, execution.rates, settle)]
+        attached += [record for record in self.plan.attached.values() if record.plugin not in self.known]
         training, old = self.model.training, detach(self.model)
         self.model, self.units = shrink_found(self.model, self.units, Plan(records=tuple(static)), self.example_inputs)
         self.model.train(training)
         self._tree = Tree(self.units, self.budget.metric)
         self.plan = self.plan.without_gates().then([*static, *attached])
-        known = {strategy.config.use: type(strategy) for strategy in self.strategies}
-        attach_plan(self.model, self.units, self.plan, known)
+        attach_plan(self.model, self.units, self.plan, {name: type(made) for name, made in self.known.items()})
         if old is not None and self.gating is not None:
             self.gating.carry_over(old)
-        for strategy in self.strategies:
-            strategy.gates = self._gates_of(strategy, self.gating)
+        self._renew_gates(self.gating)
 
-    def _gates_of(self, strategy: Strategy, gating: Gating | None) -> dict[str, Gate]:
-        """The gates that the plan says this strategy attached, by site."""
-        if gating is None:
-            return {}
-        records = [record for record in self.plan.attached.values() if record.plugin == strategy.config.use]
-        return {r.site: cast("Gate", gating.gates[r.key]) for r in records if r.key in gating.gates}
+    def _renew_gates(self, gating: Gating | None) -> None:
+        """Tell each strategy which of the gates now on the model the plan says are its own, by site."""
+        for name, strategy in self.known.items():
+            own = [r for r in self.plan.attached.values() if r.plugin == name and gating and r.key in gating.gates]
+            strategy.gates = {r.site: cast("Gate", gating.gates[r.key]) for r in own} if gating else {}
 
     def least(self) -> float:
         """The least share of the dense model that the gates now attached can reach: all off that they may touch."""

@@ -43,19 +43,25 @@ class StepContext:
     target: Tensor | None = None
     spent: Tensor | None = None  # the budget's metric, gates included
     spent_static: Tensor | None = None  # the same with every dynamic gate on
-    claimed: set[str] = field(default_factory=set)
+    claimed: dict[str, Any] = field(default_factory=dict)
 
     @property
     def progress(self) -> float:
         """From 0 at the first step of the phase to 1 at its end."""
         return self.step / max(self.num_steps, 1)
 
-    def claim(self, term: str) -> bool:
-        """True for the first strategy that asks in a step: a term that several strategies share is added once."""
-        if term in self.claimed:
-            return False
-        self.claimed.add(term)
-        return True
+    def claim(self, term: str, options: object = None) -> bool:
+        """True for the first strategy that asks in a step: a term that several strategies share is added once.
+
+        Errors: two of them state different options for it.
+        """
+        if term not in self.claimed:
+            self.claimed[term] = options
+            return True
+        if self.claimed[term] != options:
+            msg = f"two strategies share the term {term} and state it differently: {self.claimed[term]} and {options}"
+            raise UsdcoreError(msg)
+        return False
 
 
 @dataclass
@@ -81,7 +87,7 @@ class Attachment:
         self.gating = gating
         self.device = next(model.parameters()).device
         self.parameter_groups: list[ParameterGroup] = []
-        self._composes: dict[str, list[Strategy]] = {}
+        self._acting: dict[str, list[Strategy]] = {}
         self.current: Strategy | None = None
 
     def gate(self, site: str, gate: Gate) -> None:
@@ -90,19 +96,21 @@ class Attachment:
         Errors: a site that another strategy uses already, unless both declare that they compose there.
         """
         assert self.current is not None
+        self.claim(self.current, gate)
+        self.gating.add(gate_key(self.current.config.use, site), gate.to(self.device))
+        self.current.gates[site] = gate
+
+    def claim(self, strategy: Strategy, gate: Gate) -> None:
+        """Note that a strategy acts at a gate's sites; refuse it where another one does and they do not compose."""
         groups = self.units.groups
         for name in gate.sites:
             kind = groups[name].kind if name in groups else "branch"
-            for other in self._composes.setdefault(name, []):
-                if kind not in other.composes or kind not in self.current.composes:
-                    names = f"{other.config.use} and {self.current.config.use}"
-                    msg = (
-                        f"{names} both act on {name} and do not both declare that they compose there: name one of them"
-                    )
+            for other in self._acting.setdefault(name, []):
+                if other is not strategy and (kind not in other.composes or kind not in strategy.composes):
+                    names = f"{other.config.use} and {strategy.config.use}"
+                    msg = f"{names} both act on {name} and do not both declare that they compose there: name one"
                     raise UsdcoreError(msg)
-            self._composes[name].append(self.current)
-        self.gating.add(gate_key(self.current.config.use, site), gate.to(self.device))
-        self.current.gates[site] = gate
+            self._acting[name].append(strategy)
 
     def base_indices(self, group: str) -> tuple[int, ...] | None:
         """Where the entries of a group stood in the base model; None if the group is whole."""

@@ -43,7 +43,6 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: torch.Tensor | None = N
             msg = "the plan names no base, so shrink needs example_inputs to trace the model with"
             raise UsdcoreError(msg)
         example_inputs = torch.zeros(1, *plan.base.input_shape, device="meta")
-    units = find_units(model, example_inputs)
     small, units = shrink_found(model, find_units(model, example_inputs), plan, example_inputs)
     attach_plan(small, units, plan)
     return small

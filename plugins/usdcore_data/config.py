@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,8 @@ Deviation = Annotated[float, Field(gt=0)]
 
 class DigitsConfig(DataConfig):
     """scikit-learn's digits: 1437 training and 360 test images of 10 classes, one grey channel."""
+
+    channels: ClassVar[int] = 1
 
     input_size: int = Field(default=8, ge=8)
     """Side in pixels; the 8x8 images are scaled up to it."""

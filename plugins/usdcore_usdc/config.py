@@ -43,7 +43,8 @@ class StaticConfig(PluginConfig):
     lr: float = Field(default=0.01, gt=0)
     """Adam's learning rate of the logits (reconstructed)."""
     mix: Literal["convex", "literal"] = "convex"
-    """`convex`: Z + m*delta with m = g*a0. `literal`: Eq. 8 as printed, whose weights do not sum to 1."""
+    """`convex`: Z + m*delta with m = g*a0. `literal`: Eq. 8 as printed, whose weights do not sum to 1
+    where a dynamic gate acts too (without one, both are the same)."""
     target: float | None = Field(default=None, gt=0, le=1)
     """Share of the dense model that the static part aims at with all gates on, by a second term like Eq. 9's; the gates
     then have to save the rest. null: the joint term alone decides who saves what (the paper's 74.9 % and 64.8 % in

@@ -51,7 +51,6 @@ class Dynamic(Strategy):
                 gate = self._build(block, site)
                 if gate is not None:
                     site.gate(block.name, gate)
-        self.widths = {block.name: block.width for block in site.units.blocks}
         for gate in self.layer_gates:
             gate.grouping, gate.tau = self.grouping, self.config.tau
             gate.noise = self._noise(0.0)
@@ -116,6 +115,7 @@ class Dynamic(Strategy):
         built = _network(network, stated.width, len(stated.columns))
         gate = LayerGate(record.site, stated.columns, {name: built}, stated.scope)
         gate.threshold = stated.threshold
+        gate.width = stated.width
         gate.configs = {name: network}
         return gate
 
@@ -147,17 +147,21 @@ class Dynamic(Strategy):
             return None
         configs = self.config.space if self.config.gate_network == "search" else [self.config.gate_network]
         by_name = {config.use: config for config in configs}
+        if len(by_name) < len(configs):
+            msg = "usdc-dynamic: space names one gate network twice; candidates are told apart by their names"
+            raise UsdcoreError(msg)
         networks = {name: _network(config, block.width, len(wanted)) for name, config in by_name.items()}
         for network in networks.values():
             nn.init.constant_(network.head.bias, self.config.init_logit)  # type: ignore[union-attr, arg-type]
         gate = LayerGate(block.name, wanted, networks, site.budget.scope)
         gate.configs = by_name
+        gate.width = block.width
         return gate
 
     def _record(self, block: str, gate: LayerGate, columns: tuple[str | None, ...]) -> Attach:
         config = GateRecord(
             columns=columns,
-            width=self.widths[block],
+            width=gate.width,
             network=gate.configs[gate.network_name].model_dump(mode="json"),
             scope="batch" if gate.scope == "batch" else "sample",
             threshold=gate.threshold,

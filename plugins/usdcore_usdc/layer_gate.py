@@ -53,11 +53,17 @@ class LayerGate(Gate):
         self.networks = nn.ModuleDict(networks)
         self.choice = nn.Parameter(torch.zeros(len(networks))) if len(networks) > 1 else None
         self.grouping: Grouping | None = None
+        self.width = 0
         self.tau = 1.0
         self.noise = 0.0
         self.gumbel = False
         self.information: Tensor | None = None  # of the last training forward, per decision
+        self.mixture: Tensor | None = None  # the candidates' weights in the last training forward
         self.configs: dict[str, Any] = {}  # the options of each network, for the record
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What belongs to a forward is part of its graph, which a deepcopy (for averaged weights) can't take.
+        return {**self.__dict__, "information": None, "mixture": None}
 
     def weights(self) -> Tensor:
         """Softmax of the choice over candidates [K]; with Gumbel noise in training where that is asked for."""
@@ -69,10 +75,13 @@ class LayerGate(Gate):
     def logits(self, x_BNC: Tensor) -> Tensor:
         """Gate features [B, S] of the stream, from the mean over all its tokens."""
         pooled_BC = x_BNC.mean(dim=1)
-        outputs = [network(pooled_BC) for network in self.networks.values()]
+        # In float32 under autocast too: sigmoid and its logarithms saturate early in bfloat16.
+        outputs = [network(pooled_BC).float() for network in self.networks.values()]
         if self.choice is None:
             return outputs[0]
-        return torch.einsum("k,kbs->bs", self.weights(), torch.stack(outputs))
+        weights = self.weights()
+        self.mixture = weights if self.training else None
+        return (weights[:, None, None] * torch.stack(outputs)).sum(0)
 
     def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
         """Training: a shared decision per group, straight-through. Evaluation: per batch or per sample, at the
@@ -97,7 +106,8 @@ class LayerGate(Gate):
         costs = [float(network.macs) for network in self.networks.values()]  # type: ignore[arg-type]
         if self.choice is None:
             return costs[0]
-        return (self.weights() * self.choice.new_tensor(costs)).sum()
+        weights = self.weights() if self.mixture is None else self.mixture
+        return (weights * self.choice.new_tensor(costs)).sum()
 
     @property
     def paper_flops(self) -> int:  # type: ignore[override]
@@ -114,7 +124,7 @@ class LayerGate(Gate):
         """Keep one network alone: `name`, or the one with the largest weight."""
         name = name or self.network_name
         self.networks = nn.ModuleDict({name: self.networks[name]})
-        self.choice = None
+        self.choice = self.mixture = None
 
     def _grouped(self, logits_BS: Tensor, state: ForwardState) -> Tensor:
         assert self.grouping is not None

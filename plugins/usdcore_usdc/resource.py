@@ -21,7 +21,7 @@ def ramped(target: float, ctx: StepContext, ramp: float) -> float:
 
 def resource_losses(ctx: StepContext, budget: Budget, weight: float, ramp: float = 0.0) -> dict[str, Tensor]:
     """The term for the budget and, where the recipe bounds the shrunk model too, one for that bound."""
-    if ctx.spent is None or not ctx.claim("usdc.resource"):
+    if ctx.spent is None or not ctx.claim("usdc.resource", {"resource_weight": weight, "ramp": ramp}):
         return {}
     terms = {"resource": weight * (ctx.spent - ramped(budget.target, ctx, ramp)) ** 2}
     if budget.static is not None and ctx.spent_static is not None:

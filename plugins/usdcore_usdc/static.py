@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from usdcore.errors import UsdcoreError
 from usdcore.gates import Draw, ForwardState, Gate
 from usdcore.strategy import Attachment, Decision, ParameterGroup, StepContext, Strategy
 from usdcore_usdc.relax import keep_factor
@@ -54,7 +55,8 @@ class Static(Strategy):
 
     def __init__(self, config: StaticConfig) -> None:
         super().__init__(config)
-        self.learned: dict[str, Tensor] = {}
+        #: By site: base indices (None: all) and logit pairs, as the last phase left them.
+        self.learned: dict[str, tuple[tuple[int, ...] | None, Tensor]] = {}
 
     def attach(self, site: Attachment) -> None:
         """One gate over every prunable group and gateable branch; logits of an earlier phase carry over."""
@@ -65,12 +67,11 @@ class Static(Strategy):
         fresh = torch.tensor([[self.config.init_keep / 2, -self.config.init_keep / 2]])
         logits = {}
         for name, size in [*((b.name, 1) for b in branches), *((g.name, g.size) for g in groups)]:
-            base = site.base_indices(name)
-            learned = self.learned.get(name)
-            if learned is not None:
-                logits[name] = learned[list(base)] if base is not None else learned
-            else:
-                logits[name] = fresh.repeat(size, 1)
+            logits[name] = self._carried(name, site.base_indices(name), fresh.repeat(size, 1))
+        if not logits:
+            msg = "usdc-static: there is nothing left to prune of what heads, hidden and branches allow"
+            raise UsdcoreError(msg)
+        self.is_new = not self.learned
         self.gate = StaticGate(logits, {b.name for b in branches}, self.config)
         site.gate("model", self.gate)
         site.param_group(ParameterGroup([self.gate.pairs], lr=self.config.lr))
@@ -84,7 +85,7 @@ class Static(Strategy):
 
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
         """Eq. 9's resource term, and the static part's own where it has a target."""
-        weight, ramp = self.config.resource_weight, self.config.ramp
+        weight, ramp = self.config.resource_weight, self.config.ramp if self.is_new else 0.0
         terms = resource_losses(ctx, self.budget, weight, ramp)
         if self.config.target is not None and ctx.spent_static is not None:
             terms["static"] = weight * (ctx.spent_static - ramped(self.config.target, ctx, ramp)) ** 2
@@ -108,8 +109,16 @@ class Static(Strategy):
     def _remember(self) -> None:
         pairs = self.gate.pairs.detach().cpu().clone()
         for site, part in zip(self.gate.sites, pairs.split(self.gate.sizes), strict=True):
-            base = self._plan.keep(site)
-            if base is not None and site in self.learned:
-                self.learned[site][list(base)] = part
-            else:
-                self.learned[site] = part
+            self.learned[site] = (self._plan.keep(site), part.clone())
+
+    def _carried(self, site: str, base: tuple[int, ...] | None, fresh: Tensor) -> Tensor:
+        """The logits that an earlier phase learned for what is left of a site; `fresh` for what it did not know."""
+        if site not in self.learned:
+            return fresh
+        known, learned = self.learned[site]
+        rows = {index: row for row, index in enumerate(known if known is not None else range(len(learned)))}
+        out = fresh.clone()
+        for here, index in enumerate(base if base is not None else range(len(fresh))):
+            if index in rows:
+                out[here] = learned[rows[index]]
+        return out

@@ -92,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsdcoreError as error:
         click.echo(f"error: {error}", err=True)
         return MISTAKE
+    except PermissionError as error:
+        click.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        return MISTAKE
     except BrokenPipeError:
         # Whoever read our output has gone; without this, Python would fail again while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,16 +14,13 @@ import click
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value.")
-@click.option(
-    "--in-chans", default=3, show_default=True, help="Channels of the images; the data knows, but is not read here."
-)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(recipe: Path, overrides: tuple[str, ...], in_chans: int, as_json: bool) -> None:
+def command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show what RECIPE would do: units, budget, phases, the least cost that its strategies can reach."""
     from usdcore.engine.dryrun import dry_run
     from usdcore.recipe import load_recipe
 
-    found = dry_run(load_recipe(recipe, overrides), in_chans)
+    found = dry_run(load_recipe(recipe, overrides))
     click.echo(json.dumps(found, indent=1) if as_json else _words(found))
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("units")
 @click.argument("model")
-@click.option("--input-size", type=click.IntRange(min=1), metavar="N", help="Pixels; default: the model's own.")
+@click.option("--input-size", type=click.IntRange(1, 65536), metavar="N", help="Pixels; default: the model's own.")
 @click.option("--kwargs", "pairs", multiple=True, metavar="KEY=VALUE", help="An argument of timm's; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, input_size: int | None, pairs: tuple[str, ...], as_json: bool) -> None:

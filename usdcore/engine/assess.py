@@ -55,6 +55,7 @@ class Assessor:
         model = load(path, device)
         example = torch.zeros(1, *plan.base.input_shape)
         session = Session(model, example, make_budget(recipe.budget), plan, dense_cost(plan.base))
+        session.amp = autocast(device, recipe.train.amp)
         return cls(session, recipe, data, device)
 
     def at(self, batch_size: int, scope: str | None = None, order: Order = "shuffled") -> Evaluation:

@@ -8,10 +8,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from usdcore.errors import UsdcoreError
+from usdcore.files import save_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,10 +24,7 @@ def write_state(state: dict[str, Any], path: Path) -> None:
     """Write a tree of dicts, lists, tensors, numbers, strings and None; aside, then renamed."""
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_encode(state, tensors))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.aside")
-    save_file(tensors, aside, metadata={KEY: text})
-    aside.replace(path)
+    save_tensors(tensors, path, {KEY: text})
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 TRAINING_BYTES = 16
 
 
-def dry_run(recipe: Recipe, in_chans: int) -> dict[str, Any]:
+def dry_run(recipe: Recipe) -> dict[str, Any]:
     """Units, costs and phases. Errors: as a run's, for the model, its strategies and the budget."""
-    base = make_base(recipe.model, recipe.data.input_size, in_chans)
+    base = make_base(recipe.model, recipe.data.input_size, recipe.data.channels)
     model = create(base)
     session = Session(model, torch.zeros(1, *base.input_shape), make_budget(recipe.budget), Plan(base=base))
     strategies = Strategies()

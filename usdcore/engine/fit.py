@@ -7,7 +7,7 @@ goes on from a checkpoint takes the same steps as one that never stopped.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,12 +53,10 @@ class Surroundings:
 
 @dataclass
 class FitState:
-    """Where a stage stands; `saved` is what a checkpoint held of it."""
+    """Where a stage stands: `step` counts within the epoch."""
 
     epoch: int = 0
     step: int = 0
-    saved: dict[str, Any] | None = None
-    losses: list[float] = field(default_factory=list)
 
 
 class Fit:
@@ -75,9 +73,12 @@ class Fit:
         self.schedule = Schedule(self.optimizer, stage.train, stage.epochs, self.steps)
         self.ema = ModelEmaV3(self.model, decay=stage.train.ema) if stage.train.ema else None
         self.state = FitState()
+        self.last_loss: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the stage depends on."""
+        """Everything that the rest of the stage depends on. Errors: a last loss that is no number."""
+        if self.last_loss is not None:
+            check_finite(float(self.last_loss), f"{self.stage.name}, epoch {self.state.epoch}, step {self.state.step}")
         return {
             "epoch": self.state.epoch,
             "step": self.state.step,
@@ -122,6 +123,7 @@ class Fit:
         seen = images_seen = 0
         for images, target in loader:
             terms = self._step(images.to(around.device, non_blocking=True), target.to(around.device, non_blocking=True))
+            self.last_loss = terms["loss"]
             for name, term in terms.items():
                 sums[name] = sums[name] + term if name in sums else term
             self.state.step += 1

@@ -53,18 +53,22 @@ class RunFolder:
         if not path.is_file():
             return None
         self.check_owner()
-        found: dict[str, Any] = json.loads(path.read_text())
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+        except ValueError:
+            return None  # damaged: the run's last steps write it again
         return found
 
     def check_owner(self) -> None:
-        """Errors: the folder holds the run of another recipe, with the difference."""
+        """Errors: a folder that holds another recipe's run (with the difference), or something that is no run."""
         theirs = self.path / "recipe.yaml"
         if not theirs.is_file():
-            if (self.path / "checkpoints").exists() or (self.path / "result.json").exists():
-                msg = f"{self.path}: holds a run without its recipe.yaml; choose another folder with --out"
+            if self.path.is_dir() and any(self.path.iterdir()):
+                msg = f"{self.path}: not empty, and not the folder of a run; choose another one with --out"
                 raise UsdcoreError(msg)
             return
-        if recipe_sha256(load_recipe(theirs)) == self.sha256:
+        has_begun = self.checkpoint.is_file() or (self.path / "result.json").is_file()
+        if not has_begun or recipe_sha256(load_recipe(theirs)) == self.sha256:
             return
         lines = difflib.unified_diff(
             theirs.read_text().splitlines(),

@@ -76,7 +76,7 @@ class Schedule:
             min_lr=train.min_lr,
             step_on_epochs=False,
             updates_per_epoch=steps_per_epoch,
-            warmup_prefix=True,
+            warmup_prefix=False,  # the epochs include the warm-up, and the rate ends at min_lr
             **shape,
         )
 

@@ -163,8 +163,17 @@ class Run:
         """The last phase is over: turn the threshold to the budget, and build in what never changes."""
         found = self.session.calibrate(self.calibration())
         if found is not None:
-            self.facts["calibrated"] = found.execution.macs / self.session.dense.macs
-            self.session.settle(self.calibration())
+            self.log.say(
+                f"threshold {found.threshold:.4f}: {found.execution.macs / self.session.dense.macs:.4f} executed"
+            )
+        gates = len(self.session.plan.attached)
+        self.session.settle(self.calibration())
+        left = len(self.session.plan.attached)
+        if left < gates:
+            self.log.say(f"{gates - left} of {gates} gates never change on the calibration images and went")
+        if found is not None:  # measured anew: a gate network that went costs nothing any more
+            executed = self.session.execution(self.calibration()).macs
+            self.facts["calibrated"] = executed / self.session.dense.macs
 
     def _maybe_write(self, fit: Fit) -> None:
         if self.stop.requested:
@@ -174,6 +183,7 @@ class Run:
             self.write(fit)
 
     def _fresh(self) -> Session:
+        self.log.rewind(0)
         self._seed(-1)
         model = build_model(self.base, self.recipe.model)
         return self._session(model, Plan(base=self.base), None)
@@ -208,4 +218,7 @@ class Run:
 
     def _session(self, model: nn.Module, plan: Plan, dense: Cost | None) -> Session:
         example = torch.zeros(1, *self.base.input_shape)
-        return Session(model.to(self.device), example, make_budget(self.recipe.budget), plan, dense)
+        session = Session(model.to(self.device), example, make_budget(self.recipe.budget), plan, dense)
+        session.amp = self.around.amp
+        session.known = self.strategies.made
+        return session

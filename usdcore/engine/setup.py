@@ -111,7 +111,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         msg = f"model.weights: {path}: a damaged safetensors file: {error}"
         raise UsdcoreError(msg) from None
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, KeyError, ... for a bad file
-        msg = f"model.weights: {path} does not fit the model: {str(error).strip()}"
+        msg = f"model.weights: {path} can't be used: {str(error).strip().splitlines()[0]}"
         raise UsdcoreError(msg) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,6 +40,9 @@ class PluginConfig(_Options):
 
 class DataConfig(_Options):
     """Options of a data source; subclass it and add fields. Its tag is `source`."""
+
+    channels: ClassVar[int] = 3
+    """Of its images; for what is asked before any is read."""
 
     source: str
     """The registered name."""

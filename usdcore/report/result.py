@@ -68,6 +68,7 @@ class Budget(Record):
     batch_size: int
     scope: Line
     tolerance: float
+    why: Line | None = None
     met: bool
 
 

@@ -38,6 +38,8 @@ def verdict(result: Result) -> str:
     gap = budget.achieved - budget.target
     side = "above" if gap > 0 else "below"
     distance = f"{text.points(gap)} {side} what was asked (tolerance {text.points(budget.tolerance)})"
+    if not budget.met and budget.why:
+        return f"The budget is MISSED: {budget.why}."
     return f"The budget is {'met' if budget.met else 'MISSED'}: {text.percent(budget.achieved)} measured, {distance}."
 
 
