@@ -136,3 +136,37 @@ def test_an_unknown_site_is_refused(vit: nn.Module) -> None:
     gating.add("x", FixedGate("blocks.0", {"blocks.0.conv": torch.ones(())}, 48))
     with pytest.raises(UsdcoreError, match=r"no such branch or group in this model: blocks\.0\.conv"):
         attach(vit, find_units(vit, ONE), gating)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_skipping_under_bf16_autocast(vit: nn.Module, images: torch.Tensor, per_sample: bool) -> None:
+    runner = gated(vit, per_sample)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        skipping = runner(images)
+        set_mode(runner, "masked")
+        assert gap(skipping.float(), runner(images).float()) < 0.05
+
+
+class RowGate(Gate):
+    """Per-sample decisions on a branch and on the heads inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites, self.scope = ("blocks.0.attn", "blocks.0.attn:heads"), "sample"
+        self.run = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0])
+        self.heads = (torch.rand(5, 4, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+
+    def draw(self, x_BNC: torch.Tensor | None, state: ForwardState) -> dict[str, Draw]:
+        return {"blocks.0.attn": Draw(self.run), "blocks.0.attn:heads": Draw(self.heads)}
+
+
+def test_group_masks_follow_the_rows_that_run(vit: nn.Module, images: torch.Tensor) -> None:
+    gating = Gating()
+    gating.add("rows", RowGate())
+    units = find_units(vit, ONE)
+    attach(vit, units, gating)
+    vit.eval()
+    with torch.no_grad():
+        skipping = vit(images)
+        set_mode(vit, "masked")
+        assert gap(skipping, vit(images)) < 1e-5

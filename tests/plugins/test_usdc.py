@@ -4,6 +4,7 @@ stays.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -310,3 +311,49 @@ def test_a_dynamic_search_is_judged_too(vit: nn.Module, images: torch.Tensor) ->
     train(session, 20, images)
     end = session.end_phase(lambda: iter([images]))
     assert end.searched == end.execution.macs / session.dense.macs
+
+
+def test_a_gated_model_in_training_can_be_copied(vit: nn.Module, images: torch.Tensor) -> None:
+    """Averaged weights copy the model in the middle of a search."""
+    session = session_of(vit, [make("usdc-static"), make("usdc-dynamic", relaxation="gumbel")])
+    train(session, 2, images)
+    twin = copy.deepcopy(session.model)
+    torch.manual_seed(0)
+    first = session.model.eval()(images)
+    assert torch.equal(twin.eval()(images), first)
+
+
+def test_gates_of_a_strategy_that_the_last_phase_does_not_name_settle_too(vit: nn.Module, images: torch.Tensor) -> None:
+    dynamic = make("usdc-dynamic", gate_network="G1")
+    session = session_of(vit, [dynamic], target=0.6)
+    session.end_phase(lambda: iter([images]))
+    session.begin_phase([])
+    for gate, threshold in zip(gating_of(session.model).all(), (1e9, -1e9, 1e9), strict=True):  # type: ignore[union-attr]
+        gate.threshold = threshold
+    session.settle(lambda: iter([images]))
+    assert set(session.plan.drops) == {"blocks.0.attn", "blocks.0.mlp", "blocks.2.attn", "blocks.2.mlp"}
+    assert not session.plan.attached
+    assert session.model.eval()(images).shape == (5, 7)
+
+
+def test_forward_and_cost_see_the_same_mixture(vit: nn.Module, images: torch.Tensor) -> None:
+    dynamic = make("usdc-dynamic", relaxation="gumbel", space=["G1", "G9"])
+    session = session_of(vit, [dynamic])
+    session.model.train()(images)
+    gate: Any = dynamic.gates["blocks.0"]
+    assert float(gate.macs().detach()) == float(gate.macs().detach())
+
+
+def test_information_in_bf16_is_a_number() -> None:
+    from usdcore_usdc.relax import information
+
+    assert information(torch.full((4, 2), 50.0)).isfinite().all()
+    sure = torch.tensor([[9.0], [-9.0]])
+    assert float(information(sure)) == pytest.approx(0.692, abs=0.005)
+    assert float(information(torch.zeros(2, 1))) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_nothing_left_to_prune_is_a_clean_message(vit: nn.Module) -> None:
+    vit.blocks = nn.Sequential()
+    with pytest.raises(UsdcoreError, match="there is nothing left to prune"):
+        session_of(vit, [make("usdc-static")])
