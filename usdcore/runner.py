@@ -102,7 +102,9 @@ class GroupMask:
             return (x * keep, *args[1:])
         if keep.ndim == 2 and self.gating.state.rows is not None:
             keep = keep[self.gating.state.rows]
-        factor = keep[..., self.entry_of.to(keep.device)].masked_fill(self.is_free.to(keep.device), 1.0)
+        if self.entry_of.device != keep.device:  # once, not in every forward
+            self.entry_of, self.is_free = self.entry_of.to(keep.device), self.is_free.to(keep.device)
+        factor = keep[..., self.entry_of].masked_fill(self.is_free, 1.0)
         if factor.ndim == 2:
             factor = factor.reshape(len(factor), *[1] * (x.ndim - 2), -1)
         return (x * factor.to(x.dtype), *args[1:])

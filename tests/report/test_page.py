@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from usdcore.errors import UsdcoreError
-from usdcore.report.files import write_atomic
+from usdcore.files import write_atomic
 from usdcore.report.page import write_report
 
 HOSTILE = '</title><script>alert(1)</script> {{ 7 * 7 }} $x$ "quoted" <img src=x onerror=y> | [b]*i*'

@@ -17,9 +17,9 @@ from usdcore.engine.assess import Assessor
 from usdcore.engine.controls import NARROW, narrow_plan
 from usdcore.engine.evaluate import evaluation_loader
 from usdcore.engine.fit import Stage
-from usdcore.engine.folder import write_aside
 from usdcore.engine.outcome import make_result
 from usdcore.errors import UsdcoreError
+from usdcore.files import write_atomic
 from usdcore.plans import Plan
 from usdcore.report.page import write_report
 from usdcore.session import Session
@@ -49,7 +49,7 @@ class Finish:
                 self._train_control()
             self.run.advance(self.run.session)
         result = make_result(self.run, self._latency())
-        write_aside(self.folder.path / "result.json", json.dumps(result, indent=1) + "\n")
+        write_atomic(self.folder.path / "result.json", (json.dumps(result, indent=1) + "\n").encode())
         write_report(self.folder.path)
         return result
 

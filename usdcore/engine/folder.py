@@ -7,20 +7,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from usdcore.errors import UsdcoreError
+from usdcore.files import write_atomic
 from usdcore.recipe import dump_recipe, load_recipe, recipe_sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from usdcore.recipe import Recipe
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a text file aside, then rename it: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.aside")
-    aside.write_text(text)
-    aside.replace(path)
 
 
 class RunFolder:
@@ -42,7 +35,7 @@ class RunFolder:
         """Errors: a path that is no folder, or can't be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_aside(self.path / "recipe.yaml", dump_recipe(self.recipe))
+            write_atomic(self.path / "recipe.yaml", dump_recipe(self.recipe).encode())
         except OSError as error:
             msg = f"{self.path}: can't write the run's folder: {error.strerror or error}"
             raise UsdcoreError(msg) from None

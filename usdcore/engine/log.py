@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from usdcore.files import write_atomic
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -68,9 +70,7 @@ class RunLog:
         """Forget what was written after the checkpoint that the run goes on from."""
         if self.path.is_file():
             kept = self.path.read_text().splitlines(keepends=True)[:lines]
-            aside = self.path.with_name(f".{self.path.name}.aside")
-            aside.write_text("".join(kept))
-            aside.replace(self.path)
+            write_atomic(self.path, "".join(kept).encode())
 
     @property
     def lines(self) -> int:

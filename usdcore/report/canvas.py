@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from usdcore.errors import UsdcoreError
-from usdcore.report.files import write_atomic
+from usdcore.files import write_atomic
 from usdcore.report.text import shorten
 
 if TYPE_CHECKING:

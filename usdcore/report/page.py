@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from usdcore.files import write_atomic
 from usdcore.report import canvas, words
 from usdcore.report.figure import dial_figure, structure_figure
-from usdcore.report.files import write_atomic
 from usdcore.report.result import Result, read_result
 from usdcore.report.sections import sections
 from usdcore.report.table import Table, to_markdown
