@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from usdcore.errors import UsdcoreError
+from usdcore.teachers import primary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,7 @@ def outputs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Tensor]
         for mode in ("evaluation", "training"):
             torch.manual_seed(0)  # dropout and drop-path draw the same in both models
             output = model.train(mode == "training")(images)
-            found[mode] = (output if isinstance(output, Tensor) else output[0]).double()
+            found[mode] = primary(output).double()
     return found
 
 

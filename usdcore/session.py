@@ -3,9 +3,9 @@
     session = Session(model, images, Budget("macs", 0.5, batch_size=32), plan)
     session.begin_phase([strategy, ...])
     for step, (images, target) in enumerate(loader):
-        session.begin_step(step, num_steps)
+        session.begin_step(step, num_steps, images=images)
         output = session.model(images)
-        loss = criterion(output, target) + session.loss(output, target)
+        loss = session.task_weight * criterion(primary(output), target) + session.loss(output, target)
         loss.backward(); session.after_backward(); optimizer.step(); session.after_step()
     session.end_phase(batches)          # decides, really shrinks, and puts the gates back
     session.calibrate(batches)          # the gates' threshold, to meet the budget
@@ -15,11 +15,14 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import Tensor, nn
 
 from usdcore.check import outputs, require_neutral
 from usdcore.costs import Cost, Tree, cost
@@ -31,13 +34,12 @@ from usdcore.projection import Limits, Projection, Projector
 from usdcore.runner import attach, detach, gating_of
 from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext, Strategy
 from usdcore.surgery import attach_plan, shrink_found
+from usdcore.teachers import Tap, Teacher, primary
 from usdcore.units import find_units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
-
-    from torch import Tensor, nn
 
     from usdcore.gates import Gate
     from usdcore.plans import Keep
@@ -87,8 +89,12 @@ class Session:
         self.known: dict[str, Strategy] = {}
         #: A context for each forward on calibration images, as evaluation will use (autocast, or nothing).
         self.amp: Callable[[], AbstractContextManager[Any]] = nullcontext
+        #: The dense model, from where it was put aside; without it the model itself is copied, while it is dense.
+        self.load_dense: Callable[[], nn.Module] | None = None
         self.parameter_groups: list[ParameterGroup] = []
         self.ctx = StepContext()
+        self._teachers: dict[str, Teacher] = {}
+        self._taps: list[Tap] = []
         self._tree = Tree(self.units, budget.metric)
 
     @property
@@ -109,9 +115,9 @@ class Session:
         that can't be reached.
         """
         gating = detach(self.model) or Gating()
+        self._close_taps()
         input_shape = tuple(self.example_inputs.shape[1:])
-        host = outputs(self.model, input_shape) if strategies else {}
-        site = Attachment(self.model, self.units, self.budget, self.plan, gating)
+        site = Attachment(self.model, self.units, self.budget, self.plan, gating, self._teacher)
         self.known |= {strategy.config.use: strategy for strategy in strategies}
         self._renew_gates(gating)
         for strategy in self.known.values():
@@ -121,8 +127,9 @@ class Session:
             site.current = strategy
             strategy.attach(site)
         self.strategies = list(strategies)
-        self.parameter_groups = site.parameter_groups
+        self.parameter_groups, self._taps = site.parameter_groups, site.taps
         if len(gating.gates):
+            host = outputs(self.model, input_shape) if strategies else {}
             attach(self.model, self.units, gating.train(self.model.training))
             if strategies:
                 require_neutral(self.model, gating, input_shape, host)
@@ -131,16 +138,26 @@ class Session:
         if len(gating.gates) and strategies and not silent:
             self._check_reachable()
 
-    def begin_step(self, step: int, num_steps: int, epoch: int = 0) -> None:
-        """Before the forward of a step."""
-        self.ctx = StepContext(step, num_steps, epoch)
+    def begin_step(
+        self, step: int, num_steps: int, epoch: int = 0, images: Tensor | None = None, ids: Tensor | None = None
+    ) -> None:
+        """Before the forward of a step. `images` are its inputs, which a teacher needs; `ids` [B] (on the CPU) their
+        numbers in the training set, if they look the same in every epoch.
+        """
+        self.ctx = StepContext(step, num_steps, epoch, images, ids)
         for strategy in self.strategies:
             strategy.begin_step(self.ctx)
 
-    def losses(self, output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    @property
+    def task_weight(self) -> float:
+        """What the strategies want the task's own loss multiplied by."""
+        return math.prod(strategy.task_weight() for strategy in self.strategies)
+
+    def losses(self, output: Tensor | tuple[Tensor, ...], target: Tensor) -> dict[str, Tensor]:
         """The strategies' loss terms by name, after the forward. Two strategies' terms must have different names."""
         gating = self.gating
-        self.ctx.output, self.ctx.target = output, target
+        self.ctx.outputs = (output,) if isinstance(output, Tensor) else tuple(output)
+        self.ctx.output, self.ctx.target = self.ctx.outputs[0], target
         if gating is not None:
             self.ctx.spent, self.ctx.spent_static = self._spent(gating)
         terms: dict[str, Tensor] = {}
@@ -152,9 +169,9 @@ class Session:
                 terms[name] = term
         return terms
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, output: Tensor | tuple[Tensor, ...], target: Tensor) -> Tensor:
         """The sum of `losses`, shape []."""
-        return torch.stack([output.new_zeros(()), *self.losses(output, target).values()]).sum()
+        return torch.stack([primary(output).new_zeros(()), *self.losses(output, target).values()]).sum()
 
     def after_backward(self) -> None:
         """Between backward and the optimizer's step."""
@@ -172,6 +189,7 @@ class Session:
 
     def end_phase(self, batches: Batches) -> PhaseEnd:
         """Measure gate rates, choose what goes to meet the budget, shrink the model, keep the gates that stay."""
+        self._close_taps()
         decisions = [strategy.decide() for strategy in self.strategies]
         execution = self.execution(batches)
         drops = tuple(dict.fromkeys([*(d for decision in decisions for d in decision.drops), *_never(execution)]))
@@ -209,6 +227,25 @@ class Session:
         if self.gating is not None:
             execution = self.execution(batches)
             self._apply([Drop(branch=name) for name in _never(execution)], execution, settle=True)
+
+    def _teacher(self, key: str, build: Callable[[], nn.Module] | None) -> Teacher:
+        if key not in self._teachers:
+            device = next(self.model.parameters()).device
+            self._teachers[key] = Teacher((build or self._dense_model)().to(device))
+        return self._teachers[key]
+
+    def _dense_model(self) -> nn.Module:
+        if self.load_dense is not None:
+            return self.load_dense()
+        if self.plan.records:
+            msg = "the dense model is gone: name the strategy that learns from it in the first phase that compresses"
+            raise UsdcoreError(msg)
+        return copy.deepcopy(self.model)
+
+    def _close_taps(self) -> None:
+        for tap in self._taps:
+            tap.close()
+        self._taps = []
 
     def _spent(self, gating: Gating) -> tuple[Tensor, Tensor]:
         state, scale = gating.state, self._tree.total / self.dense_total

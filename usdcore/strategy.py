@@ -13,11 +13,14 @@ from usdcore.errors import UsdcoreError
 from usdcore.plans import gate_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor, nn
 
     from usdcore.costs import Metric
     from usdcore.gates import Gate, Gating, Scope
     from usdcore.plans import Attach, Plan
+    from usdcore.teachers import Tap, Teacher
     from usdcore.units.types import Units
 
 
@@ -39,7 +42,10 @@ class StepContext:
     step: int = 0
     num_steps: int = 1
     epoch: int = 0
-    output: Tensor | None = None
+    images: Tensor | None = None  # this step's inputs [B, C, H, W], where the training loop hands them over
+    ids: Tensor | None = None  # each image's number in the training set [B], where it looks alike in every epoch
+    output: Tensor | None = None  # logits [B, K]
+    outputs: tuple[Tensor, ...] = ()  # all that the model gave: a distillation token's logits come second
     target: Tensor | None = None
     spent: Tensor | None = None  # the budget's metric, gates included
     spent_static: Tensor | None = None  # the same with every dynamic gate on
@@ -79,7 +85,15 @@ class Attachment:
     gates.
     """
 
-    def __init__(self, model: nn.Module, units: Units, budget: Budget, plan: Plan, gating: Gating) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        units: Units,
+        budget: Budget,
+        plan: Plan,
+        gating: Gating,
+        teachers: Callable[[str, Callable[[], nn.Module] | None], Teacher],
+    ) -> None:
         self.model = model
         self.units = units
         self.budget = budget
@@ -87,7 +101,9 @@ class Attachment:
         self.gating = gating
         self.device = next(model.parameters()).device
         self.parameter_groups: list[ParameterGroup] = []
+        self.taps: list[Tap] = []
         self._acting: dict[str, list[Strategy]] = {}
+        self._teachers = teachers
         self.current: Strategy | None = None
 
     def gate(self, site: str, gate: Gate) -> None:
@@ -115,6 +131,19 @@ class Attachment:
     def base_indices(self, group: str) -> tuple[int, ...] | None:
         """Where the entries of a group stood in the base model; None if the group is whole."""
         return self.plan.keep(group)
+
+    def teacher(self, key: str, build: Callable[[], nn.Module] | None = None) -> Teacher:
+        """The frozen teacher `key`, made by `build` on first use and then shared; "dense" is the model as it entered
+        the first phase that compresses, and needs no `build`.
+        """
+        return self._teachers(key, build)
+
+    def tap(self, module: str, model: nn.Module | None = None) -> Tap:
+        """Watch what a module gives, of the model itself or of a teacher's; the phase's end takes the tap off."""
+        from usdcore.teachers import Tap
+
+        self.taps.append(Tap(self.model if model is None else model, module))
+        return self.taps[-1]
 
     def param_group(self, group: ParameterGroup) -> None:
         """Train these parameters too, with their own learning rate and weight decay."""
@@ -157,6 +186,10 @@ class Strategy:
     def losses(self, ctx: StepContext) -> dict[str, Tensor]:
         """Terms to add to the task's loss, by name."""
         return {}
+
+    def task_weight(self) -> float:
+        """What the task's own loss is multiplied by; those of all strategies multiply."""
+        return 1.0
 
     def after_backward(self, ctx: StepContext) -> None:
         """Gradients are there, the optimizer has not stepped."""

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 
-from usdcore.engine.data import sample_seed, steps_per_epoch, train_loader
+from usdcore.engine.data import EpochOrder, sample_seed, steps_per_epoch, train_loader
 from usdcore.engine.optim import Objective, Schedule, check_finite, model_optimizer, strategy_optimizer
+from usdcore.teachers import primary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sized
@@ -74,6 +75,7 @@ class Fit:
         self.ema = ModelEmaV3(self.model, decay=stage.train.ema) if stage.train.ema else None
         self.state = FitState()
         self.last_loss: Tensor | None = None
+        self._order: tuple[int, Tensor] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the stage depends on. Errors: a last loss that is no number."""
@@ -143,12 +145,13 @@ class Fit:
         np.random.seed(seed % 2**32)
         images, target = self.objective.mix(images, target)
         self.schedule.set(update)
-        self.session.begin_step(update, self.steps * self.stage.epochs, self.state.epoch)
+        ids, steps = self._ids(len(images)), self.steps * self.stage.epochs
+        self.session.begin_step(update, steps, self.state.epoch, images, ids)
         with self.around.amp():
             output = self.model(images)
-            task = self.objective(output, target)
+            task = self.objective(primary(output), target)
             extra = self.session.losses(output, target)
-            loss = task + sum(extra.values()) if extra else task
+            loss = sum(extra.values(), start=self.session.task_weight * task)
         self.optimizer.zero_grad(set_to_none=True)
         if self.strategy_optimizer:
             self.strategy_optimizer.zero_grad(set_to_none=True)
@@ -162,6 +165,18 @@ class Fit:
         self.session.after_step()
         self._average(update)
         return self._terms(loss, task, extra)
+
+    def _ids(self, number: int) -> Tensor | None:
+        """The numbers of this step's images, where they look the same in every epoch."""
+        around = self.around
+        if around.data_config.augment != "none" or self.objective.mixup is not None:
+            return None
+        epoch = self.stage.first_epoch + self.state.epoch
+        if self._order is None or self._order[0] != epoch:
+            order = EpochOrder(len(_sized(around.data.train)), around.seed, epoch)
+            self._order = epoch, torch.tensor(list(order))
+        first = self.state.step * around.data_config.batch_size
+        return self._order[1][first : first + number]
 
     def _average(self, update: int) -> None:
         if self.ema is None:

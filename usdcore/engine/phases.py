@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from usdcore.artifact import create, save
+from usdcore.artifact import create, load, save
 from usdcore.costs import Cost, cost
 from usdcore.engine.checkpoint import read_state, write_state
 from usdcore.engine.data import sample_seed
@@ -221,4 +221,5 @@ class Run:
         session = Session(model.to(self.device), example, make_budget(self.recipe.budget), plan, dense)
         session.amp = self.around.amp
         session.known = self.strategies.made
+        session.load_dense = lambda: load(self.folder.dense, self.device)
         return session
