@@ -134,7 +134,7 @@ def test_an_attention_mask_is_refused(vit: nn.Module, images: torch.Tensor) -> N
 def test_an_unknown_site_is_refused(vit: nn.Module) -> None:
     gating = Gating()
     gating.add("x", FixedGate("blocks.0", {"blocks.0.conv": torch.ones(())}, 48))
-    with pytest.raises(UsdcoreError, match=r"no such branch or group in this model: blocks\.0\.conv"):
+    with pytest.raises(UsdcoreError, match=r"no such branch, block or group in this model: blocks\.0\.conv"):
         attach(vit, find_units(vit, ONE), gating)
 
 

@@ -1,12 +1,14 @@
 """Gates: what a strategy puts at a site of the model, and the state of one forward that all gates share.
 
-A site is named by the branch or group it acts on: `blocks.0.attn` is a branch, `blocks.0.attn:heads` a group.
+A site is named by what it acts on: `blocks.0.attn` is a branch, `blocks.0.attn:heads` a group, `blocks.0` a whole
+block, all of its branches at once.
 
 Shape legend: B batch, N tokens, C width of the stream, n entries of a group.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
 Scope = Literal["static", "batch", "sample"]
 Mode = Literal["auto", "masked", "skipping"]
@@ -25,12 +27,14 @@ class Draw:
     """One decision at one site.
 
     `keep` is the factor on the branch's delta or on the group's entries, and what the cost counts: shape [] or [B] for
-    a branch, [n] or [B, n] for a group. `drop` is the weight of the path around the branch; None means `1 - keep` (a
-    convex mixture, so that the stream itself passes unscaled).
+    a branch or a block, [n] or [B, n] for a group. `drop` is the weight of the path around the branch; None means
+    `1 - keep` (a convex mixture, so that the stream itself passes unscaled). With `acts` false the cost counts `keep`
+    and the forward is left as it is.
     """
 
     keep: Tensor
     drop: Tensor | None = None
+    acts: bool = True
 
 
 @dataclass
@@ -39,25 +43,28 @@ class ForwardState:
 
     tick: int = 0
     batch_size: int = 0
-    draws: dict[str, list[Draw]] = field(default_factory=dict)
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # the branches of each block
+    draws: dict[str, list[Draw]] = field(default_factory=dict)  # those that act
     static: dict[str, Tensor] = field(default_factory=dict)
     dynamic: dict[str, Tensor] = field(default_factory=dict)
     rows: Tensor | None = None  # the samples for which a branch now runs, while it runs for some of the batch
 
     def __deepcopy__(self, memo: dict[int, object]) -> ForwardState:
-        return ForwardState(self.tick)  # draws belong to a graph of autograd that can't be copied
+        return ForwardState(self.tick, blocks=self.blocks)  # draws belong to a graph of autograd that can't be copied
 
     def record(self, draws: Mapping[str, Draw], is_static: bool) -> None:
         """Add the draws of one gate. Static and dynamic keeps are also held apart: the shrunk model has the former
-        alone.
+        alone. The cost counts a block's keep on each of its branches.
         """
         side = self.static if is_static else self.dynamic
         for site, draw in draws.items():
-            self.draws.setdefault(site, []).append(draw)
-            side[site] = side[site] * draw.keep if site in side else draw.keep
+            if draw.acts:
+                self.draws.setdefault(site, []).append(draw)
+            for counted in self.blocks.get(site, (site,)):
+                side[counted] = side[counted] * draw.keep if counted in side else draw.keep
 
-    def keep(self, site: str) -> Tensor | None:
-        """The product of the keep factors of all gates at `site`; None where no gate acts."""
+    def factor(self, site: str) -> Tensor | None:
+        """The product of the keep factors of all gates that act at `site`; None where there are none."""
         draws = self.draws.get(site)
         if not draws:
             return None
@@ -74,7 +81,7 @@ class ForwardState:
         draws = self.draws.get(site, [])
         if all(draw.drop is None for draw in draws):
             return None
-        keep = self.keep(site)
+        keep = self.factor(site)
         assert keep is not None
         drop: Tensor | None = None
         for draw in draws:
@@ -84,8 +91,9 @@ class ForwardState:
         return keep + drop
 
     def keeps(self) -> dict[str, Tensor]:
-        """`keep` of every site that was drawn."""
-        return {site: keep for site in self.draws if (keep := self.keep(site)) is not None}
+        """What the cost counts: the product of all keeps of every branch and group that was drawn."""
+        both = self.static.keys() & self.dynamic.keys()
+        return self.static | self.dynamic | {site: self.static[site] * self.dynamic[site] for site in both}
 
 
 class Gate(nn.Module):
@@ -128,6 +136,7 @@ class Gating(nn.Module):
         super().__init__()
         self.gates = nn.ModuleDict()
         self.mode: Mode = "auto"
+        self.blocks: dict[str, tuple[str, ...]] = {}
         self.state = ForwardState()
 
     def add(self, key: str, gate: Gate) -> None:
@@ -153,7 +162,7 @@ class Gating(nn.Module):
 
     def begin(self, batch_size: int) -> None:
         """Start a forward: forget the last one's draws and draw the gates that need no input."""
-        self.state = ForwardState(self.state.tick + 1, batch_size)
+        self.state = ForwardState(self.state.tick + 1, batch_size, self.blocks)
         self._draw(None, None)
 
     def enter(self, block: str, x_BNC: Tensor) -> None:

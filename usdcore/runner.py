@@ -16,7 +16,7 @@ from usdcore.errors import UsdcoreError
 from usdcore.gates import Gating, Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from usdcore.units.types import BlockUnit, Branch, Group, Units
 
@@ -41,11 +41,18 @@ class BlockForward:
                 "which a gated block does not take"
             )
             raise UsdcoreError(msg)
-        if self.gating is not None:
-            self.gating.enter(self.name, x_BNC)
-        for name, chain in self.branches:
-            x_BNC = self._add(x_BNC, name, chain)
-        return x_BNC
+        if self.gating is None:
+            return self._branches(x_BNC)
+        self.gating.enter(self.name, x_BNC)
+        state, keep = self.gating.state, self.gating.state.factor(self.name)
+        if keep is None:
+            return self._branches(x_BNC)
+        if self.gating.skips:
+            return self._skip(x_BNC, keep, self._branches)
+        around, weight, out = state.around(self.name), _rows(keep, x_BNC), self._branches(x_BNC)
+        if around is None:  # exactly `out` where the weight is 1
+            return torch.lerp(x_BNC, out.to(x_BNC.dtype), weight.expand_as(x_BNC))
+        return weight * out + (_rows(around, x_BNC) - weight) * x_BNC
 
     def delta(self, x: Tensor, chain: tuple[str, ...]) -> Tensor:
         """The branch itself, from the host's own modules; any number of rows."""
@@ -53,32 +60,38 @@ class BlockForward:
             x = getattr(self.owner, child)(x)
         return x
 
+    def _branches(self, x: Tensor) -> Tensor:
+        for name, chain in self.branches:
+            x = self._add(x, name, chain)
+        return x
+
     def _add(self, x: Tensor, name: str, chain: tuple[str, ...]) -> Tensor:
-        keep = None if self.gating is None else self.gating.state.keep(name)
+        keep = None if self.gating is None else self.gating.state.factor(name)
         if keep is None:
             return x + self.delta(x, chain)
         assert self.gating is not None
         if self.gating.skips:
-            return self._skip(x, keep, chain)
+            return self._skip(x, keep, lambda rows: rows + self.delta(rows, chain))
         around = self.gating.state.around(name)
         stream = x if around is None else _rows(around, x) * x
         return stream + _rows(keep, x) * self.delta(x, chain)
 
-    def _skip(self, x: Tensor, keep: Tensor, chain: tuple[str, ...]) -> Tensor:
-        if keep.is_meta:  # a traced model has no decisions: show every branch
-            return x + self.delta(x, chain)
-        if keep.ndim == 0:
-            return x + self.delta(x, chain) if bool(keep) else x
-        rows = keep.nonzero().flatten()
-        if len(rows) == 0:
-            return x
-        if len(rows) == len(x):
-            return x + self.delta(x, chain)
+    def _skip(self, x: Tensor, keep: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """`run` for the rows of `x` that `keep` has on; the others pass."""
         assert self.gating is not None
-        self.gating.state.rows = rows
-        delta = self.delta(x.index_select(0, rows), chain)
-        self.gating.state.rows = None
-        return x.index_add(0, rows, delta.to(x.dtype))
+        state = self.gating.state
+        if keep.is_meta:  # a traced model has no decisions: show every branch
+            return run(x)
+        if keep.ndim == 0:
+            return run(x) if bool(keep) else x
+        outer = state.rows
+        rows = (keep if outer is None else keep[outer]).nonzero().flatten()
+        if len(rows) in (0, len(x)):
+            return run(x) if len(rows) else x
+        state.rows = rows if outer is None else outer[rows]
+        out = x.index_copy(0, rows, run(x.index_select(0, rows)).to(x.dtype))
+        state.rows = outer
+        return out
 
 
 class GroupMask:
@@ -94,7 +107,7 @@ class GroupMask:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Replace the consumer's first input; None (nothing to do) where no gate acts."""
-        keep = self.gating.state.keep(self.group)
+        keep = self.gating.state.factor(self.group)
         if keep is None:
             return None
         x = args[0]
@@ -136,8 +149,10 @@ def attach(model: nn.Module, units: Units, gating: Gating) -> None:
     model.register_forward_pre_hook(Begin(gating))
     sites = {site for gate in gating.all() for site in gate.sites}
     taps = {gate.tap for gate in gating.all()}
+    gating.blocks = {block.name: tuple(branch.name for branch in block.branches) for block in units.blocks}
     for block in units.blocks:
-        gated = [branch for branch in block.branches if branch.name in sites]
+        is_whole = block.name in sites
+        gated = [branch for branch in block.branches if is_whole or branch.name in sites]
         for branch in gated:
             _require(branch.reason, branch.name, "gated")
         if gated or block.name in taps:
@@ -147,9 +162,9 @@ def attach(model: nn.Module, units: Units, gating: Gating) -> None:
             _require(group.reason, name, "pruned")
             assert group.mask is not None
             model.get_submodule(group.mask.module).register_forward_pre_hook(GroupMask(gating, group))
-    unknown = sites - set(units.branches) - set(units.groups)
+    unknown = sites - set(units.branches) - set(units.groups) - set(gating.blocks)
     if unknown:
-        msg = f"no such branch or group in this model: {', '.join(sorted(unknown))}"
+        msg = f"no such branch, block or group in this model: {', '.join(sorted(unknown))}"
         raise UsdcoreError(msg)
 
 

@@ -300,7 +300,8 @@ class Session:
         """The least share of the dense model that the gates now attached can reach: all off that they may touch."""
         gates = list(self.gating.all()) if self.gating is not None else []
         counted = [gate for gate in gates if self.budget.metric == "macs" or gate.scope == "static"]
-        sites = {site for gate in counted for site in gate.sites}
+        blocks = {block.name: block.units for block in self.units.blocks}
+        sites = {own for gate in counted for site in gate.sites for own in blocks.get(site, (site,))}
         groups = {name: 1 for name in sites if name in self.units.groups}
         branches = {name: 0 for name in sites if name in self.units.branches}
         return (self._tree.decided(groups | branches) + self._gate_cost()) / self.dense_total

@@ -118,8 +118,8 @@ class Attachment:
 
     def claim(self, strategy: Strategy, gate: Gate) -> None:
         """Note that a strategy acts at a gate's sites; refuse it where another one does and they do not compose."""
-        groups = self.units.groups
-        for name in gate.sites:
+        groups, blocks = self.units.groups, {block.name: block.units for block in self.units.blocks}
+        for name in [own for site in gate.sites for own in blocks.get(site, (site,))]:
             kind = groups[name].kind if name in groups else "branch"
             for other in self._acting.setdefault(name, []):
                 if other is not strategy and (kind not in other.composes or kind not in strategy.composes):

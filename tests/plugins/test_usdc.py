@@ -101,7 +101,7 @@ def test_literal_mix_is_equation_8(vit: nn.Module) -> None:
     state = ForwardState()
     state.record({"b": Draw(a0, 1 - a0)}, is_static=True)
     state.record({"b": Draw(g)}, is_static=False)
-    around, keep = state.around("b"), state.keep("b")
+    around, keep = state.around("b"), state.factor("b")
     assert around is not None
     assert keep is not None
     got = around[:, None, None] * z + keep[:, None, None] * delta
