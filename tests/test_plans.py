@@ -21,7 +21,7 @@ def test_indices_are_stored_in_base_coordinates(first: tuple[int, ...], data: st
     assert plan.keep("g") == tuple(first[i] for i in second)
 
 
-@given(indices=subsets, branch=st.text(min_size=1))
+@given(indices=subsets, branch=st.text(min_size=1, max_size=300).filter(str.isprintable))
 def test_round_trip(indices: tuple[int, ...], branch: str) -> None:
     attach = Attach(site="b", plugin="p", distribution="d", version="1", config={"threshold": 0.1})
     plan = Plan(base=BASE, records=(Keep(group="g", indices=indices), Drop(branch=branch), attach))
@@ -51,10 +51,7 @@ def test_bad_indices(indices: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "[]",
-        "{",
-        '{"format": 2}',
         '{"records": [{"record": "run", "code": "x"}]}',
         '{"base": {"name": "../../etc"}}',
     ],
@@ -62,3 +59,14 @@ def test_bad_indices(indices: tuple[int, ...]) -> None:
 def test_not_a_plan(text: str) -> None:
     with pytest.raises(UsdcoreError, match="file: not a plan of format 1: "):
         parse_plan(text, "file")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format": 1, "format": 1}', '{"base": NaN}', "[" * 5000, '{"x": 1e999}'])
+def test_not_json(text: str) -> None:
+    with pytest.raises(UsdcoreError, match="file: not the JSON that usdcore writes"):
+        parse_plan(text, "file")
+
+
+def test_another_format() -> None:
+    with pytest.raises(UsdcoreError, match="file: its plan is of format 2, and this usdcore reads format 1"):
+        parse_plan('{"format": 2}', "file")

@@ -8,9 +8,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator
 
-from usdcore.errors import UsdcoreError
+from usdcore.errors import UsdcoreError, brief
+from usdcore.jsontext import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,8 +22,23 @@ def gate_key(plugin: str, site: str) -> str:
     return f"{plugin}@{site}".replace(".", "/")
 
 
+def _is_shown(text: str) -> str:
+    """Names end up in messages: none may hold what a terminal would obey."""
+    if not text.isprintable():
+        raise ValueError("holds characters that can't be shown")
+    return text
+
+
+# A plan may come from a stranger's file: whatever it holds has bounds, far above those of any model.
+Name = Annotated[str, Field(min_length=1, max_length=300), AfterValidator(_is_shown)]
+Index = Annotated[int, Field(ge=0, lt=2**31)]
+Distribution = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]*$")]
+Version = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._!+\-]*$")]
+MAX_ENTRIES, MAX_RECORDS = 1_000_000, 10_000
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Base(_Record):
@@ -32,6 +48,8 @@ class Base(_Record):
     kwargs: dict[str, Any] = Field(default_factory=dict)
     num_classes: int = Field(ge=1, le=10_000_000)
     input_shape: tuple[int, int, int] = Field(description="channels, height, width")
+    distribution: Distribution | None = Field(default=None, description="of a plugin's backbone; none: timm's own")
+    version: Version | None = None
 
     @field_validator("input_shape")
     @classmethod
@@ -46,13 +64,13 @@ class Keep(_Record):
     """Keep just these entries of a group (at least one: an empty group is not a dropped branch)."""
 
     record: Literal["keep"] = "keep"
-    group: str
-    indices: tuple[int, ...] = Field(min_length=1)
+    group: Name
+    indices: Annotated[tuple[Index, ...], FailFast()] = Field(min_length=1, max_length=MAX_ENTRIES)
 
     @field_validator("indices")
     @classmethod
     def _ordered(cls, indices: tuple[int, ...]) -> tuple[int, ...]:
-        if indices[0] < 0 or any(b <= a for a, b in pairwise(indices)):
+        if any(b <= a for a, b in pairwise(indices)):
             msg = "indices must be non-negative and ascending, each once"
             raise ValueError(msg)
         return indices
@@ -62,17 +80,17 @@ class Drop(_Record):
     """Remove a residual branch; the stream passes."""
 
     record: Literal["drop"] = "drop"
-    branch: str
+    branch: Name
 
 
 class Attach(_Record):
     """Put a plugin's gate at a site. `config` is the plugin's own and holds scope and threshold."""
 
     record: Literal["attach"] = "attach"
-    site: str
-    plugin: str
-    distribution: str
-    version: str
+    site: Name
+    plugin: Name
+    distribution: Distribution
+    version: Version
     config: dict[str, Any]
 
     @property
@@ -89,7 +107,7 @@ class Plan(_Record):
 
     format: Literal[1] = 1
     base: Base | None = None
-    records: tuple[Record, ...] = ()
+    records: Annotated[tuple[Record, ...], FailFast()] = Field(default=(), max_length=MAX_RECORDS)
 
     def keep(self, group: str) -> tuple[int, ...] | None:
         """The base indices that are left of a group; None if nothing was said of it."""
@@ -107,8 +125,12 @@ class Plan(_Record):
     @property
     def kept_groups(self) -> dict[str, tuple[int, ...]]:
         """What is left of each group that some record names."""
-        names = dict.fromkeys(record.group for record in self.records if isinstance(record, Keep))
-        return {name: self.keep(name) or () for name in names}
+        left: dict[str, set[int]] = {}
+        for record in self.records:
+            if isinstance(record, Keep):
+                here = left.get(record.group)
+                left[record.group] = set(record.indices) if here is None else here & set(record.indices)
+        return {name: tuple(sorted(indices)) for name, indices in left.items()}
 
     @property
     def attached(self) -> dict[str, Attach]:
@@ -117,7 +139,7 @@ class Plan(_Record):
 
     def then(self, records: Iterable[Keep | Drop | Attach]) -> Plan:
         """This plan followed by `records`, whose indices count in the model that this plan gives; stored in base
-        coordinates.
+        coordinates. Errors: an index out of range, dims of a unit whose heads were cut (see `nesting.continued`).
         """
         return self.model_copy(update={"records": (*self.records, *(self._to_base(record) for record in records))})
 
@@ -128,6 +150,13 @@ class Plan(_Record):
     def _to_base(self, record: Keep | Drop | Attach) -> Keep | Drop | Attach:
         if not isinstance(record, Keep):
             return record
+        unit, _, kind = record.group.rpartition(":")
+        if kind != "heads" and self.keep(f"{unit}:heads") is not None:
+            msg = (
+                f"{record.group}: heads of {unit} are gone already, and only the model's units tell what went with "
+                f"them; use usdcore.nesting.continued(plan, records, units)"
+            )
+            raise UsdcoreError(msg)
         here = self.keep(record.group)
         if here is None:
             return record
@@ -139,10 +168,15 @@ class Plan(_Record):
 
 def parse_plan(text: str, where: str) -> Plan:
     """A plan from JSON text; `where` names the file in the error."""
+    stated = parse_json(text, where)
+    version = stated.get("format", 1) if isinstance(stated, dict) else 1
+    if version != 1:
+        msg = f"{where}: its plan is of format {brief(str(version))}, and this usdcore reads format 1; install another"
+        raise UsdcoreError(msg)
     try:
-        return Plan.model_validate_json(text)
+        return Plan.model_validate(stated)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the plan"
-        msg = f"{where}: not a plan of format 1: {place}: {first['msg']}"
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = brief(".".join(str(part) for part in first["loc"]), 200) or "the plan"
+        msg = f"{where}: not a plan of format 1: {place}: {first['msg']}; fetch or make the file again"
         raise UsdcoreError(msg) from None

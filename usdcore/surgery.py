@@ -13,6 +13,7 @@ from torch import nn
 from usdcore.costs import cost
 from usdcore.errors import UsdcoreError, nearest
 from usdcore.gates import Gating
+from usdcore.ragged import RaggedReader, RaggedWriter, lay_out, layout_of, relaid
 from usdcore.runner import attach, drop_branch, gating_of
 from usdcore.units import find_units
 
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
 
     from usdcore.plans import Attach, Plan
     from usdcore.strategy import Strategy
-    from usdcore.units.types import Group, Units
+    from usdcore.units.types import Group, IntArray, Units
 
-    Keeps = dict[str, npt.NDArray[np.bool_]]
+    BoolArray = npt.NDArray[np.bool_]
+    Keeps = dict[str, BoolArray]
+    #: Tensor name -> axis -> which positions stay.
+    Positions = dict[str, dict[int, BoolArray]]
 
 
 def shrink(model: nn.Module, plan: Plan, example_inputs: torch.Tensor | None = None) -> nn.Module:
@@ -63,6 +67,21 @@ def shrink_found(model: nn.Module, units: Units, plan: Plan, example_inputs: tor
     return small, found
 
 
+def kept_positions(units: Units, plan: Plan) -> Positions:
+    """What `shrink` keeps of each tensor that it slices: whatever has a tensor's shape (an optimizer's moments,
+    averaged weights) can be sliced alike with `slice_tensor`. Errors: as `shrink`.
+    """
+    return _positions(units, _keeps(units, plan))
+
+
+def slice_tensor(tensor: torch.Tensor, axes: Mapping[int, npt.NDArray[np.bool_]]) -> torch.Tensor:
+    """A copy of the positions that stay on each axis."""
+    out = tensor.detach()
+    for axis, stays in axes.items():
+        out = out.index_select(axis, torch.from_numpy(np.flatnonzero(stays)).to(out.device))
+    return out.clone()
+
+
 def attach_plan(
     model: nn.Module, units: Units, plan: Plan, known: Mapping[str, type[Strategy]] = MappingProxyType({})
 ) -> None:
@@ -87,7 +106,7 @@ def _installed(record: Attach) -> type[Strategy]:
     if record.plugin not in registry().names("strategy"):
         msg = (
             f"the model needs the strategy {record.plugin!r} of the package {record.distribution} {record.version}, "
-            f"which is not installed here: pip install {record.distribution}"
+            f"which is not installed here. Plugins are code: where you trust it, pip install {record.distribution}"
         )
         raise UsdcoreError(msg)
     strategy: type[Strategy] = registry().load("strategy", record.plugin)
@@ -114,30 +133,56 @@ def _keeps(units: Units, plan: Plan) -> Keeps:
         keep = np.zeros(group.size, dtype=bool)
         keep[list(indices)] = True
         keeps[name] = keep
+    for parent, group in units.nested.items():
+        if group.name in keeps and parent in keeps and not keeps[parent][group.parent_of][keeps[group.name]].any():
+            msg = f"{group.name}: nothing would be left in the {parent} that stay; drop the branch instead"
+            raise UsdcoreError(msg)
     return keeps
 
 
-def _slice(model: nn.Module, units: Units, keeps: Keeps) -> nn.Module:
-    positions: dict[str, dict[int, npt.NDArray[np.bool_]]] = {}
+def _positions(units: Units, keeps: Keeps) -> Positions:
+    positions: Positions = {}
     for name, keep in keeps.items():
         for member in units.groups[name].members:
             stays = (member.entry_of < 0) | keep[member.entry_of]
             axes = positions.setdefault(member.tensor, {})
             axes[member.axis] = axes.get(member.axis, np.ones_like(stays)) & stays
+    return positions
+
+
+def _slice(model: nn.Module, units: Units, keeps: Keeps) -> nn.Module:
+    positions = _positions(units, keeps)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     memo = {id(tensors[name]): _sliced(tensors[name], axes) for name, axes in positions.items()}
     small = copy.deepcopy(model, memo)
     for name, keep in keeps.items():
         _follow(small, units.groups[name], int((~keep).sum()))
     _restate_linears(small, positions)
+    for parent, group in units.nested.items():
+        if keeps.keys() & {parent, group.name}:
+            _lay_out(model, small, group, keeps.get(parent), positions)
     return small
 
 
+def _lay_out(model: nn.Module, small: nn.Module, group: Group, parents: BoolArray | None, positions: Positions) -> None:
+    """Tell the modules around a nested group which of its entries are left in which parent."""
+    slots = group.slots
+    assert slots is not None
+    parents = np.ones(len(slots.written), dtype=bool) if parents is None else parents
+    sides: tuple[tuple[str, IntArray, int, type[RaggedWriter | RaggedReader]], ...] = (
+        (slots.writer, slots.written, 0, RaggedWriter),
+        (slots.reader, slots.read, 1, RaggedReader),
+    )
+    for path, table, axis, kind in sides:
+        before, after = model.get_submodule(path), small.get_submodule(path)
+        assert isinstance(before, nn.Linear)
+        assert isinstance(after, nn.Linear)
+        layout = layout_of(before, before.weight.shape[axis])
+        lay_out(after, relaid(layout, table, parents, positions[f"{path}.weight"][axis]), kind)
+
+
 def _sliced(tensor: torch.Tensor, axes: Mapping[int, npt.NDArray[np.bool_]]) -> torch.Tensor:
-    out = tensor.detach()
-    for axis, stays in axes.items():
-        out = out.index_select(axis, torch.from_numpy(np.flatnonzero(stays)).to(out.device))
-    out = out.clone()
+    out = slice_tensor(tensor, axes)
     return nn.Parameter(out, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else out
 
 

@@ -91,9 +91,11 @@ def test_exact_costs_of_one_entry() -> None:
     heads, hidden = groups["blocks.3.attn:heads"], groups["blocks.3.mlp:hidden"]
     assert (heads.macs_per_entry, heads.params_per_entry) == (24_333_440, 64 * (3 * 384 + 3 + 384))
     assert (hidden.macs_per_entry, hidden.params_per_entry) == (151_296, 2 * 384 + 1)
-    for kind, params in (("qk_dims", 2 * 385), ("v_dims", 385 + 384)):
-        dims = groups[f"blocks.3.attn:{kind}"]
-        assert (dims.macs_per_entry, dims.params_per_entry) == (2 * 197 * 384 + 197 * 197, params)
+    qk, v = (groups[f"blocks.3.attn:{kind}"] for kind in ("qk_dims", "v_dims"))
+    assert (qk.macs_per_entry, qk.params_per_entry) == (2 * 197 * 384 + 197 * 197, 2 * 385)
+    assert (v.macs_per_entry, v.params_per_entry) == (2 * 197 * 384, 385 + 384)
+    assert heads.own_macs == heads.macs_per_entry - 64 * v.macs_per_entry
+    assert heads.own_params == heads.params_per_entry - 64 * v.params_per_entry
 
 
 def test_dims_lie_inside_heads() -> None:
@@ -103,7 +105,9 @@ def test_dims_lie_inside_heads() -> None:
         assert dims.size == 48
         assert dims.parent_of is not None
         assert np.array_equal(dims.parent_of, np.arange(48) // 12)
-        assert "width of its own for each head" in (dims.reason or "")
+        assert dims.parent == heads.name
+    assert "width of its own for each head" in (qk.reason or "")
+    assert v.reason is None
     rows = {m.tensor: m.entry_of for m in heads.members}["blocks.1.attn.qkv.weight"]
     parents = np.concatenate([qk.parent_of, qk.parent_of, v.parent_of])  # type: ignore[list-item]
     assert np.array_equal(rows, parents)

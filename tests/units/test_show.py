@@ -51,7 +51,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "vit_tiny_patch16_224", *small)
     assert code == 0
     assert f"{found['macs']:,} MACs" in out
-    assert "can't be pruned: heads that differ in their v width" in out
+    assert "can't be pruned: heads that differ in their q and k width" in out
 
 
 @pytest.mark.parametrize(

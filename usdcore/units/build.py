@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from usdcore.units.layers import IntArray, axes, compact
-from usdcore.units.types import Attribute, Group, MaskPoint
+from usdcore.units.types import Attribute, Group, MaskPoint, Member, Slots
 
 if TYPE_CHECKING:
     from usdcore.units.labelling import Labelling
@@ -40,6 +40,9 @@ def mask_point(flow: Labelling, tally: Tally, group: int) -> MaskPoint | str:
         return f"{len(readers)} projections read its entries, not one"
     op = trace.ops[readers[0]]
     call = trace.calls[op.call]
+    before = trace.values[op.inputs[0]].producer
+    if before >= 0 and trace.ops[before].name == "ragged_pack":
+        op = trace.ops[before]  # a part of the reading module
     if not call.path or not call.inputs or call.inputs[0] != op.inputs[0]:
         return f"{flow.where(op)} reads its entries, but not as the input of a module"
     if sum(other.path == call.path for other in trace.calls) > 1:
@@ -54,24 +57,30 @@ def mask_point(flow: Labelling, tally: Tally, group: int) -> MaskPoint | str:
     return MaskPoint(call.path, entry_of)
 
 
-def build_group(flow: Labelling, tally: Tally, group: int, name: str, attributes: tuple[Attribute, ...]) -> Group:
-    """The finished group `group` of a tally."""
-    draft = tally.drafts[group]
+def build_group(
+    tally: Tally,
+    group: int,
+    name: str,
+    attributes: tuple[Attribute, ...] = (),
+    parent: str | None = None,
+    slots: Slots | str | None = None,
+    nested: Group | None = None,
+) -> Group:
+    """The finished group `group` of a tally. `slots` are its places in `parent`; `nested` is the group inside it."""
+    flow, draft = tally.flow, tally.drafts[group]
     members = tally.members(group)
-    params = np.zeros(draft.size, np.int64)
-    for member in members:
-        numel = flow.trace.parameters.get(member.tensor, 0)
-        own = member.entry_of[member.entry_of >= 0]
-        np.add.at(params, own, numel // len(member.entry_of))
     mask = mask_point(flow, tally, group) if draft.kind != "qk_dims" and len(draft.labels) else None
     reasons = list(draft.reasons)
-    if isinstance(mask, str):
-        reasons.append(mask)
+    reasons += [why for why in (mask, slots) if isinstance(why, str)]
     tensors = Counter(member.tensor for member in members)
     if any(times > 1 for times in tensors.values()):
         reasons.append("its entries lie along two axes of one parameter, so their cost is not proportional")
-    macs = tally.macs(group)
-    if len(np.unique(macs)) > 1 or len(np.unique(params)) > 1:
+    macs, params = tally.macs(group), _params(flow, draft.size, members)
+    own_macs, own_params = macs, params
+    if nested is not None and nested.reason is None and nested.parent_of is not None:
+        inside = np.bincount(nested.parent_of, minlength=draft.size)
+        own_macs, own_params = macs - inside * nested.macs_per_entry, params - inside * nested.params_per_entry
+    if len(np.unique(own_macs)) > 1 or len(np.unique(own_params)) > 1:
         reasons.append("its entries do not all cost the same")
     return Group(
         name=name,
@@ -80,11 +89,28 @@ def build_group(flow: Labelling, tally: Tally, group: int, name: str, attributes
         members=members,
         attributes=attributes,
         mask=mask if isinstance(mask, MaskPoint) else None,
-        macs_per_entry=int(macs[0]) if len(macs) else 0,
-        params_per_entry=int(params[0]) if len(params) else 0,
+        macs_per_entry=_mean(macs),
+        params_per_entry=_mean(params),
         reason="; ".join([*dict.fromkeys(reasons)][:NUM_REASONS]) or None,
         parent_of=draft.parent_of,
+        parent=parent,
+        slots=slots if isinstance(slots, Slots) else None,
+        own_macs=_mean(own_macs),
+        own_params=_mean(own_params),
     )
+
+
+def _params(flow: Labelling, size: int, members: tuple[Member, ...]) -> IntArray:
+    """The parameters of each entry."""
+    params = np.zeros(size, np.int64)
+    for member in members:
+        numel = flow.trace.parameters.get(member.tensor, 0)
+        np.add.at(params, member.entry_of[member.entry_of >= 0], numel // len(member.entry_of))
+    return params
+
+
+def _mean(costs: IntArray) -> int:
+    return int(costs.sum()) // max(len(costs), 1)
 
 
 def place(flow: Labelling, ops: set[int]) -> str:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Draft:
-    """A group's labels and the entry of each. `reasons` collects why the group can't be pruned."""
+    """A group's labels and the entry of each. `reasons` collects why the group can't be pruned.
+
+    `table` [parents, slots] are, for a nested group, the labels that lie in each of the parents' places.
+    """
 
     kind: str
     size: int
@@ -22,6 +25,7 @@ class Draft:
     entries: IntArray
     reasons: list[str] = field(default_factory=list)
     parent_of: IntArray | None = None
+    table: IntArray | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -18,6 +18,7 @@ from usdcore.units.graph import Ancestry, build_graph, residuals
 from usdcore.units.labels import label
 from usdcore.units.macs import op_macs
 from usdcore.units.record import record
+from usdcore.units.slots import SlotFinder
 from usdcore.units.tally import Tally
 from usdcore.units.types import AttentionUnit, Branch, FeedForwardUnit, Group, Units
 
@@ -65,11 +66,13 @@ class _Finder:
         self.flow = flow
         self.drafts = drafts
         self.main = Tally(flow, [draft.groups[0] for draft in drafts])
-        self.dims = {
-            kind: Tally(flow, [draft.groups[level] for draft in drafts if draft.core_op is not None])
-            for level, kind in enumerate(("qk_dims", "v_dims"), start=1)
-        }
-        for tally in (self.main, *self.dims.values()):
+        cores = [draft for draft in drafts if draft.core_op is not None]
+        self.qk_dims = Tally(flow, [draft.groups[1] for draft in cores])
+        # Values that are narrower by zeros leave the core's cost as it is.
+        kernels = frozenset(draft.core_op for draft in cores if draft.core_op is not None)
+        self.v_dims = Tally(flow, [draft.groups[2] for draft in cores], kernels)
+        self.slots = SlotFinder(flow, self.v_dims)
+        for tally in (self.main, self.qk_dims, self.v_dims):
             explain(tally)
         self.attributes = follow(self.main, executor)
         branches = branch_drafts(flow)
@@ -100,14 +103,15 @@ class _Finder:
         return tuple(attention), tuple(ffn)
 
     def _groups(self, index: int) -> tuple[Group, ...]:
-        name, first = self.names[index], self.drafts[index].groups[0]
-        groups = [build_group(self.flow, self.main, index, f"{name}:{first.kind}", self.attributes[index])]
-        if self.drafts[index].core_op is not None:
-            place_in_dims = sum(draft.core_op is not None for draft in self.drafts[:index])
-            groups += [
-                build_group(self.flow, tally, place_in_dims, f"{name}:{kind}", ()) for kind, tally in self.dims.items()
-            ]
-        return tuple(groups)
+        name, draft, attributes = self.names[index], self.drafts[index], self.attributes[index]
+        first = f"{name}:{draft.groups[0].kind}"
+        if draft.core_op is None:
+            return (build_group(self.main, index, first, attributes),)
+        number = sum(other.core_op is not None for other in self.drafts[:index])
+        slots = self.slots.find(number, draft.core_op, self.v_dims.members(number)) if draft.shape[2] else None
+        qk_dims = build_group(self.qk_dims, number, f"{name}:qk_dims", parent=first)
+        v_dims = build_group(self.v_dims, number, f"{name}:v_dims", parent=first, slots=slots)
+        return build_group(self.main, index, first, attributes, nested=v_dims), qk_dims, v_dims
 
     def _branch(self, index: int) -> Branch | None:
         return next((branch for draft, branch in self.built if draft is self.branch_of[index]), None)

@@ -79,7 +79,8 @@ class Core:
 class Labelling:
     """The state of the label pass, and what it found. `labels` and `slots` have the layers of each value.
 
-    `probabilities` are the values that come from a softmax, with the labels that went into it.
+    `probabilities` are the values that come from a softmax, with the labels that went into it. `padding` are labels of
+    positions that no projection makes: zeros in the place of channels that were pruned.
     """
 
     trace: Trace
@@ -95,6 +96,7 @@ class Labelling:
     ties: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     coarse: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     probabilities: dict[int, IntArray] = field(default_factory=dict)
+    padding: list[IntArray] = field(default_factory=list)
     num_labels: int = 0
     num_slots: int = 0
     slot_axes: list[tuple[int, int, int]] = field(default_factory=list)

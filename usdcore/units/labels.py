@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from usdcore.units.labelling import Labelling
-from usdcore.units.rules import norm, pointwise, product, project, shape
+from usdcore.units.rules import norm, pointwise, product, project, ragged, shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,8 @@ RULES: dict[str, Callable[[Labelling, Op], None]] = {
     "linear": project.linear,
     "addmm": project.addmm,
     "scaled_dot_product_attention": product.attention,
+    "ragged_place": ragged.place,
+    "ragged_pack": ragged.pack,
     "group_norm": norm.group_norm,
     "batch_norm": norm.batch_norm,
 }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from usdcore.errors import UsdcoreError
+from usdcore.ragged import LINEARS
 from usdcore.units.host import Defaults, host_line, words
 from usdcore.units.metacopy import meta_copy, meta_inputs, trace_attributes
 from usdcore.units.modes import ObserveFunctions, ObserveOps
@@ -78,6 +79,7 @@ class Recorder:
         self.trace.inputs = tuple(self._new(x, is_data=True).index for x in inputs)
         modules = dict(model.named_modules())
         self.trace.identities = frozenset(path for path, module in modules.items() if type(module) is nn.Identity)
+        self.trace.linears = frozenset(path for path, module in modules.items() if type(module) in LINEARS)
         for path, module in modules.items():
             module.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True)
             module.register_forward_hook(self._leave)

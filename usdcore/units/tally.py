@@ -23,10 +23,11 @@ UNSEEN, SHARED = -2, -1
 class Tally:
     """Global entries of labels and slots. `slot_entry` is -1 for a slot that several entries share, or none.
 
-    `ops` are the ops that hold entries of a group, `readers` those of them that read them with a weight.
+    `ops` are the ops that hold entries of a group, `makers` and `readers` those of them that make and read them with a
+    weight. The ops in `fixed` cost the same whatever goes.
     """
 
-    def __init__(self, flow: Labelling, drafts: list[Draft]) -> None:
+    def __init__(self, flow: Labelling, drafts: list[Draft], fixed: frozenset[int] = frozenset()) -> None:
         self.flow = flow
         self.drafts = drafts
         self.offsets = np.cumsum([0, *(draft.size for draft in drafts)])
@@ -38,6 +39,7 @@ class Tally:
             self._is_coarse[labels] = True
         self.slot_entry = np.full(flow.num_slots, UNSEEN)
         self.ops: list[set[int]] = [set() for _ in drafts]
+        self.makers: list[set[int]] = [set() for _ in drafts]
         self.readers: list[set[int]] = [set() for _ in drafts]
         for use in flow.uses:
             self._read(use)
@@ -46,7 +48,8 @@ class Tally:
         for share in flow.shares:
             entries = self.label_entry[share.labels[share.labels >= 0]]
             self._touch(entries, share.op)
-            np.add.at(self._macs, entries[entries >= 0], share.macs)
+            if share.op not in fixed:
+                np.add.at(self._macs, entries[entries >= 0], share.macs)
 
     def macs(self, group: int) -> IntArray:
         """MACs per sample of each entry of a group."""
@@ -110,6 +113,8 @@ class Tally:
         for group in self._touch(entries, use.op):
             if use.kind == "reads":
                 self.readers[group].add(use.op)
+            elif use.kind == "makes":
+                self.makers[group].add(use.op)
         order = np.argsort(use.slots, kind="stable")
         slots, first = np.unique(use.slots[order], return_index=True)
         low = np.minimum.reduceat(entries[order], first)

@@ -83,7 +83,7 @@ class Trace:
     """Everything recorded.
 
     `parameters` are numbers of elements by name, `attributes` the values of the host's int attributes by expression,
-    `identities` the paths of `nn.Identity` modules; `ends` see `sizes.TracedInt`.
+    `identities` and `linears` the paths of `nn.Identity` and `nn.Linear` modules; `ends` see `sizes.TracedInt`.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -95,6 +95,7 @@ class Trace:
     parameters: dict[str, int] = field(default_factory=dict)
     attributes: dict[Expr, int] = field(default_factory=dict)
     identities: frozenset[str] = frozenset()
+    linears: frozenset[str] = frozenset()
     ends: set[Expr] = field(default_factory=set)
 
     def path(self, op: Op) -> str:

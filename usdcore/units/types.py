@@ -45,12 +45,30 @@ class MaskPoint:
 
 
 @dataclass(frozen=True, eq=False)
+class Slots:
+    """Where the entries of a nested group lie between the linear module that makes them and the one that reads them.
+
+    Parent p has the positions `written[p]` of the writer's output and `read[p]` of the reader's input, [parents, slots]
+    each, slot for slot the same channel. The parents have equally many slots; how many of them hold an entry may
+    differ.
+    """
+
+    writer: str
+    reader: str
+    written: IntArray
+    read: IntArray
+
+
+@dataclass(frozen=True, eq=False)
 class Group:
     """Indices of a unit that are kept or removed together.
 
-    `macs_per_entry` (multiply-accumulates per sample) and `params_per_entry` are what one entry costs on its own; the
-    rest of its branch does not depend on the group. `parent_of` gives, for a group nested in another (head dims in
-    heads), the parent's entry of each entry. `reason` says why the group can't be pruned; None means that it can.
+    `macs_per_entry` (multiply-accumulates per sample) and `params_per_entry` are what one entry costs; the rest of its
+    branch does not depend on the group. `parent_of` gives, for a group nested in another (head dims in heads), the
+    entry of group `parent` that each entry lies in, and `slots` their places. What is nested in an entry is included in
+    its cost (the mean, rounded down, where entries differ in it); `own_macs` and `own_params` are without what can be
+    pruned of it. `reason`
+    says why the group can't be pruned; None means that it can.
     """
 
     name: str
@@ -63,6 +81,10 @@ class Group:
     params_per_entry: int
     reason: str | None = None
     parent_of: IntArray | None = None
+    parent: str | None = None
+    slots: Slots | None = None
+    own_macs: int = 0
+    own_params: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +105,9 @@ class Branch:
 
 @dataclass(frozen=True, eq=False)
 class AttentionUnit:
-    """One attention core with its projections. `qk_dim` and `v_dim` are per head."""
+    """One attention core with its projections. `qk_dim` and `v_dim` are a head's widths in the core, zeros included
+    where its values were pruned.
+    """
 
     name: str
     num_heads: int
@@ -147,6 +171,11 @@ class Units:
     def groups(self) -> dict[str, Group]:
         """Every group by name."""
         return {group.name: group for unit in self.all for group in unit.groups}
+
+    @property
+    def nested(self) -> dict[str, Group]:
+        """The prunable groups that lie inside the entries of another, by that one's name: head dims, by heads."""
+        return {g.parent: g for g in self.groups.values() if g.parent is not None and g.reason is None}
 
     @property
     def branches(self) -> dict[str, Branch]:

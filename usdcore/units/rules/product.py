@@ -131,9 +131,13 @@ def _core(flow: Labelling, op: Op, operands: tuple[Layers, Layers], v_shape: Sha
 
 
 def _table(heads: IntArray, values: IntArray) -> tuple[IntArray, IntArray]:
-    """Each head with its values' labels once, [H] and [H, e], in the order of the values."""
+    """Each head with its values' labels once, [H] and [H, e], in the order in which they lie in the core.
+
+    That order is the host's own, so it stays when labels change: heads are numbered by it.
+    """
     shape = np.broadcast_shapes(heads.shape, values.shape[:-1])
     flat_heads = np.broadcast_to(heads, shape).ravel()
     flat_values = np.broadcast_to(values, (*shape, values.shape[-1])).reshape(len(flat_heads), -1)
-    both = np.unique(np.column_stack([flat_values, flat_heads]), axis=0)
+    both = np.column_stack([flat_values, flat_heads])
+    both = both[np.sort(np.unique(both, axis=0, return_index=True)[1])]
     return both[:, -1], both[:, :-1]
