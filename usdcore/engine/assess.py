@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from usdcore.artifact import create, load, read_plan
+from usdcore.artifact import create, load_with_plan
 from usdcore.costs import Cost, cost
 from usdcore.engine.evaluate import Order, calibration_batches, evaluate, evaluation_loader, set_scope
 from usdcore.engine.setup import autocast, make_budget
@@ -49,10 +49,16 @@ class Assessor:
 
     @classmethod
     def of_file(cls, path: Path, recipe: Recipe, data: DataSets, device: torch.device) -> Assessor:
-        """A model loaded from its one file."""
-        plan = read_plan(path)
+        """A model loaded from its one file. Errors: those of `load`, and a model for other images or classes."""
+        model, plan = load_with_plan(path, device)
         assert plan.base is not None
-        model = load(path, device)
+        here = (data.in_chans, recipe.data.input_size, recipe.data.input_size)
+        if plan.base.input_shape != here or plan.base.num_classes != data.num_classes:
+            msg = (
+                f"{path}: a model for {plan.base.num_classes} classes of images {list(plan.base.input_shape)}, but the "
+                f"recipe's data have {data.num_classes} classes of {list(here)}; the recipe is that of another run"
+            )
+            raise UsdcoreError(msg)
         example = torch.zeros(1, *plan.base.input_shape)
         session = Session(model, example, make_budget(recipe.budget), plan, dense_cost(plan.base))
         session.amp = autocast(device, recipe.train.amp)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
-import json
+import contextlib
+import os
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
-from usdcore.errors import UsdcoreError
-from usdcore.files import write_atomic
+from usdcore.engine.checkpoint import Checkpoints
+from usdcore.engine.difference import differences
+from usdcore.errors import UsdcoreError, printable
+from usdcore.files import read_bytes, sweep, write_atomic
+from usdcore.jsontext import parse_json
 from usdcore.recipe import dump_recipe, load_recipe, recipe_sha256
+from usdcore.report.result import FORMAT, MAX_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from usdcore.recipe import Recipe
+
+if sys.platform != "win32":
+    import fcntl
+
+PATIENCE = 15.0
+"""Seconds to wait for a folder: the data workers of a run that was killed hold it until they notice."""
 
 
 class RunFolder:
@@ -24,33 +36,65 @@ class RunFolder:
         self.recipe = recipe
         self.sha256 = recipe_sha256(recipe)
         self.model = path / "model.safetensors"
-        self.checkpoint = path / "checkpoints" / "last.safetensors"
+        self.checkpoints = Checkpoints(path / "checkpoints")
         self.dense = path / "checkpoints" / "dense.safetensors"
+        self._lock: int | None = None
 
     def control(self, name: str) -> Path:
         """The weights of a control."""
         return self.path / "checkpoints" / f"{name}.safetensors"
 
     def claim(self) -> None:
-        """Errors: a path that is no folder, or can't be written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path / "recipe.yaml", dump_recipe(self.recipe).encode())
-        except OSError as error:
-            msg = f"{self.path}: can't write the run's folder: {error.strerror or error}"
-            raise UsdcoreError(msg) from None
+        """Write whose the folder is, and clear away what a killed run left half written. Errors: a path that is no
+        folder, or can't be written.
+        """
+        write_atomic(self.path / "recipe.yaml", dump_recipe(self.recipe).encode())
+        self.lock()
+        for folder in (self.path, self.path / "checkpoints", self.path / "figures"):
+            sweep(folder)
+
+    def lock(self) -> None:
+        """Keep other processes from running in this folder, if it is there, until `release` or the end of this one.
+
+        Errors: another process runs there.
+        """
+        if self._lock is not None or not self.path.is_dir() or sys.platform == "win32":
+            return
+        self._lock = os.open(self.path, os.O_RDONLY)
+        deadline = time.monotonic() + PATIENCE
+        with contextlib.suppress(OSError):  # a file system without locks
+            while not _taken(self._lock):
+                if time.monotonic() > deadline:
+                    self.release()
+                    msg = f"{self.path}: another process runs in this folder; wait for it, or choose another with --out"
+                    raise UsdcoreError(msg)
+                time.sleep(0.2)
+
+    def release(self) -> None:
+        """Let others run here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def result(self) -> dict[str, Any] | None:
-        """What a finished run wrote; None if it is not finished."""
+        """What a finished run wrote; None if it is not finished, or if the file is damaged: the run's last steps then
+        write it again.
+        """
         path = self.path / "result.json"
         if not path.is_file():
             return None
         self.check_owner()
         try:
-            found: dict[str, Any] = json.loads(path.read_text())
-        except ValueError:
-            return None  # damaged: the run's last steps write it again
-        return found
+            found = parse_json(read_bytes(path, MAX_BYTES), str(path))
+        except UsdcoreError:
+            return None
+        if not isinstance(found, dict) or found.get("recipe_sha256") != self.sha256:
+            return None
+        if found.get("format", FORMAT) != FORMAT:
+            msg = f"{path}: of another format than the {FORMAT} of this usdcore; use the version that wrote it"
+            raise UsdcoreError(msg)
+        budget = found.get("budget")
+        return found if isinstance(budget, dict) and {"met", "why"} <= budget.keys() else None
 
     def check_owner(self) -> None:
         """Errors: a folder that holds another recipe's run (with the difference), or something that is no run."""
@@ -60,18 +104,22 @@ class RunFolder:
                 msg = f"{self.path}: not empty, and not the folder of a run; choose another one with --out"
                 raise UsdcoreError(msg)
             return
-        has_begun = self.checkpoint.is_file() or (self.path / "result.json").is_file()
-        if not has_begun or recipe_sha256(load_recipe(theirs)) == self.sha256:
+        has_begun = self.checkpoints.exist or (self.path / "result.json").is_file()
+        if not has_begun or recipe_sha256(other := load_recipe(theirs)) == self.sha256:
             return
-        lines = difflib.unified_diff(
-            theirs.read_text().splitlines(),
-            dump_recipe(self.recipe).splitlines(),
-            "there",
-            "asked for",
-            lineterm="",
-            n=0,
-        )
+        lines = "".join(f"\n  {printable(line)}" for line in differences(other, self.recipe))
         msg = (
-            f"{self.path}: belongs to another recipe; choose another folder with --out, or remove it. The difference:\n"
+            f"{self.path}: belongs to another recipe, which is in {theirs}; choose another folder with --out, or "
+            f"remove it. The difference:{lines}"
         )
-        raise UsdcoreError(msg + "\n".join(lines))
+        raise UsdcoreError(msg)
+
+
+def _taken(handle: int) -> bool:
+    """Whether this process now has the lock on an open folder. Errors: `OSError` where nothing can be locked."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

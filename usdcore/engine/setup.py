@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from usdcore.artifact import constructor_kwargs, create
-from usdcore.errors import UsdcoreError, nearest
+from usdcore.backbones import require_model
+from usdcore.engine.weights import fill, read_weights
+from usdcore.errors import UsdcoreError
 from usdcore.hooks import registry
 from usdcore.plans import Base
 from usdcore.strategy import Budget
@@ -63,9 +63,11 @@ def load_data(recipe: Recipe) -> DataSets:
 def make_base(model: ModelConfig, input_size: int, in_chans: int) -> Base:
     """The base of the run's plan. `img_size` and `in_chans` are given to timm where they differ from its defaults."""
     kwargs = dict(model.kwargs)
-    if model.name not in timm.list_models():
-        msg = f"model.name: timm has no model named {model.name!r}: {nearest(model.name, timm.list_models())}"
-        raise UsdcoreError(msg)
+    try:
+        require_model(model.name)
+    except UsdcoreError as error:
+        msg = f"model.name: {error}"
+        raise UsdcoreError(msg) from error
     config = timm.models.get_pretrained_cfg(model.name)
     default = config.input_size if config is not None else (3, 224, 224)
     if input_size != default[-1]:
@@ -81,38 +83,20 @@ def build_model(base: Base, model: ModelConfig) -> nn.Module:
     """The dense model: fresh, timm's pretrained, or with the user's own weights."""
     if model.weights is not None:
         built = create(base)
-        _load_weights(built, Path(model.weights))
+        path = Path(model.weights)
+        fill(built, read_weights(path, "model.weights"), f"model.weights: {path}")
         return built
     if model.pretrained:
+        kwargs = constructor_kwargs(base)
         try:
             pretrained: nn.Module = timm.create_model(
-                base.name, pretrained=True, num_classes=base.num_classes, **constructor_kwargs(base)
+                base.name, pretrained=True, num_classes=base.num_classes, **kwargs
             )
         except Exception as error:  # the hub raises many kinds; each means the same to the user
             msg = f"model.pretrained: the weights of {base.name} can't be fetched ({error}); give model.weights: FILE"
             raise UsdcoreError(msg) from error
         return pretrained
     return create(base)
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    """safetensors, or a torch file read with `weights_only`, so that nothing in it can run code."""
-    if not path.is_file():
-        msg = f"model.weights: {path}: no such file"
-        raise UsdcoreError(msg)
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("model", state.get("state_dict", state)) if isinstance(state, dict) else state
-        model.load_state_dict(state, strict=True)
-    except SafetensorError as error:
-        msg = f"model.weights: {path}: a damaged safetensors file: {error}"
-        raise UsdcoreError(msg) from None
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, KeyError, ... for a bad file
-        msg = f"model.weights: {path} can't be used: {str(error).strip().splitlines()[0]}"
-        raise UsdcoreError(msg) from error
 
 
 def make_budget(budget: BudgetConfig) -> Budget:
