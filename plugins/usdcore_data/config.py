@@ -12,6 +12,15 @@ from usdcore.recipe import DataConfig
 SMALL = 64
 """Up to this input size images are taken whole: padded crops instead of resized ones, and caching is allowed."""
 
+_CLASSES = {
+    "torch/cifar10": 10,
+    "torch/cifar100": 100,
+    "torch/mnist": 10,
+    "torch/kmnist": 10,
+    "torch/fashion_mnist": 10,
+    "torch/qmnist": 10,
+}
+
 Deviation = Annotated[float, Field(gt=0)]
 
 
@@ -20,12 +29,16 @@ class DigitsConfig(DataConfig):
 
     channels: ClassVar[int] = 1
 
-    input_size: int = Field(default=8, ge=8)
+    input_size: int = Field(default=8, ge=8, le=1024)
     """Side in pixels; the 8x8 images are scaled up to it."""
     augment: Literal["none", "shift"] = "none"
     """shift: move by up to one pixel of the 8x8 image."""
     interpolation: Literal["nearest", "bilinear"] = "bilinear"
     """How images are scaled up."""
+
+    def known_classes(self) -> int:
+        """Ten digits."""
+        return 10
 
 
 class TimmConfig(DataConfig):
@@ -62,6 +75,10 @@ class TimmConfig(DataConfig):
     download: bool = False
     """Let torchvision download what is missing under root."""
 
+    def known_classes(self) -> int | None:
+        """Of the sets that everybody knows by name."""
+        return _CLASSES.get(self.name.lower())
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         kind = self.name.partition("/")[0]
@@ -70,7 +87,7 @@ class TimmConfig(DataConfig):
             msg = f"name {self.name!r}: can be read in any order are only '' (class folders), torch/NAME and hfds/NAME"
             raise ValueError(msg)
         if self.root is None and kind != "hfds":
-            msg = f"root is missing: data named {self.name!r} is read from a folder"
+            msg = f"root is missing: data named {self.name!r} is read from a folder; write root: FOLDER"
             raise ValueError(msg)
         if self.cache and self.input_size > SMALL:
             msg = f"cache is for input_size up to {SMALL}, not {self.input_size}: leave it out"

@@ -111,7 +111,7 @@ def open_source(config: TimmConfig, option: str) -> Source:
 def _split_folder(root: Path | None, option: str, split: str) -> Path:
     assert root is not None, "the config's validator asks for it"
     if not root.is_dir():
-        msg = f"data.root: there is no folder {root}"
+        msg = f"data.root: there is no folder {root}; check the path, which is relative to the current folder"
         raise UsdcoreError(msg)
     names = [split, *(name for spellings in _SPELLINGS if split in spellings for name in spellings if name != split)]
     for name in names:

@@ -14,7 +14,7 @@ class LinearGate(PluginConfig):
 class PointwiseGate(PluginConfig):
     """One convolution over the pooled vector, taken as a sequence of length 1 and padded to keep that length."""
 
-    kernel: int = Field(default=1, ge=1)
+    kernel: int = Field(default=1, ge=1, le=99)
     """Taps of the convolution, an odd number."""
 
     @field_validator("kernel")
@@ -29,7 +29,7 @@ class PointwiseGate(PluginConfig):
 class TripleGate(PointwiseGate):
     """Kernel 3 (reconstructed): on a sequence of length 1 the outer taps only ever see padding."""
 
-    kernel: int = Field(default=3, ge=1)
+    kernel: int = Field(default=3, ge=1, le=99)
     """Taps of the convolution, an odd number."""
 
 

@@ -13,6 +13,10 @@ from pydantic import Field, model_validator
 from usdcore.recipe import PluginConfig, Use
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from usdcore.hooks.config import Beside
+
     GateNetwork = Split = PluginConfig
 else:
     GateNetwork, Split = Use["gate-network"], Use["split"]
@@ -21,7 +25,16 @@ MUTABLE = {"mutable": True}
 Anneal = tuple[float, float]
 
 
-class StaticConfig(PluginConfig):
+class _Learning(PluginConfig):
+    """A strategy whose decisions are trained."""
+
+    def mistakes(self, beside: Beside) -> Iterator[tuple[str, str]]:
+        """Nothing is learned without training."""
+        if beside.epochs == 0:
+            yield "", f"{self.use} learns what to remove, and its phases have 0 epochs; give one of them epochs"
+
+
+class StaticConfig(_Learning):
     """Static parameters: a pair (keep, drop) of logits per head, per hidden neuron, per MHSA branch, per FFN branch."""
 
     heads: bool = True
@@ -63,7 +76,7 @@ class StaticConfig(PluginConfig):
         return self
 
 
-class DynamicConfig(PluginConfig):
+class DynamicConfig(_Learning):
     """One gate network per layer reads the stream that enters it and decides whether MHSA and FFN run."""
 
     gate_network: Literal["search"] | GateNetwork = "search"

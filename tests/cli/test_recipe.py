@@ -59,8 +59,8 @@ def test_validate_reports_every_mistake_and_exits_with_1(capsys: pytest.CaptureF
     assert out == ""
     assert err.splitlines() == [
         "error: 2 mistakes",
-        "--set train.lr=0 train.lr: 0 is too small; use a number greater than 0",
         "--set sed=1 sed: unknown key; did you mean 'seed'?",
+        "--set train.lr=0 train.lr: 0 is too small; use a number greater than 0",
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usdcore.recipe.document import MAX_DEPTH, MAX_VALUES, parse
+from usdcore.recipe.document import MAX_DEPTH, MAX_VALUES, Allowance, parse
 from usdcore.recipe.emit import emit
 from usdcore.recipe.problems import Problem, RecipeError
 from usdcore.recipe.tree import find, plain
@@ -119,7 +119,22 @@ def test_what_is_refused_says_where(text: str, mistake: str) -> None:
 
 def test_characters_that_no_text_has_are_refused() -> None:
     (mistake,) = mistakes("a: \x07")
-    assert mistake.startswith("x.yaml: not YAML: unacceptable character #x0007")
+    assert mistake == (
+        "x.yaml:1:4: not YAML: the character U+0007 can't stand in text; remove it, or write it as an escape"
+    )
+
+
+def test_a_tab_is_called_a_tab() -> None:
+    (mistake,) = mistakes("a:\n\tb: 1\n")
+    assert mistake == "x.yaml:2:1: not YAML: a tab where only spaces may stand; indent with spaces"
+
+
+def test_texts_and_overrides_share_what_one_recipe_may_take() -> None:
+    allowance = Allowance(values=5)
+    parse("{a: 1}", "x.yaml", [], allowance)
+    assert allowance.values == 2
+    with pytest.raises(RecipeError, match="more than"):
+        parse("{b: 1}", "y.yaml", [], allowance)
 
 
 def test_all_mistakes_of_a_file_come_at_once() -> None:
@@ -129,18 +144,18 @@ def test_all_mistakes_of_a_file_come_at_once() -> None:
 def test_a_bomb_of_aliases_is_refused_at_once() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    start = time.perf_counter()
+    start = time.process_time()
     (mistake,) = mistakes("\n".join(lines))
     assert f"more than {MAX_VALUES} values, with aliases written out" in mistake
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "{" * 100_000, "- " * 100_000, "? " * 100_000])
 def test_deep_nesting_is_refused_at_once(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     (mistake,) = mistakes(text)
     assert mistake.endswith(f"nested deeper than {MAX_DEPTH} levels; a recipe is far flatter")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 SCALARS = st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False) | st.text()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 RICH = """\
 extends: base.yaml
 model: {weights: my weights.pt, kwargs: {a: no, b: "1e3", c: [1, {d: null}], "e f": .inf, g: "ü\\t\\x7f"}}
-budget: {macs: null, params: 0.25, static: 0.5, scope: sample}
+budget: {macs: 0.25, static: 0.5, scope: sample}
 threads: 3
 train: {ema: 0.99}
 phases:
@@ -58,7 +58,7 @@ SAME = [
 OTHER = [
     "seed=1",
     "name=other",
-    "budget.params=0.3",
+    "budget.macs=0.3",
     "train.lr=0.002",
     "data.batch_size=9",
     "model.weights=null",

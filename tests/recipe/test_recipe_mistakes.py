@@ -55,7 +55,7 @@ TEXTS = [
     "34 mistakes",
     "x.yaml:1:1 name: 'my run' can't name a file; use letters, digits, '.', '_' and '-', with a letter or digit first",
     "x.yaml:2:20 model.num_classes: 0 is too small; use a number at least 1",
-    "x.yaml:2:36 model.pretrained: 'no' is not true or false; write true or false",
+    "x.yaml:2:36 model.pretrained: 'no' is not true or false; write false",
     "x.yaml:2:52 model.wieghts: unknown key; did you mean 'weights'?",
     "x.yaml:3:8 data.source: no data source is named 'toys'; did you mean 'toy'?" + FAILED,
     "x.yaml:4:1 budget.batch_size: the key is missing; add it (images that share a decision where the scope is batch; "
@@ -69,15 +69,15 @@ TEXTS = [
     "x.yaml:13:3 train.ema: 1 is too large; use a number less than 1",
     "x.yaml:15:5 phases[0].epochs: the key is missing; add it (passes over the training images)",
     "x.yaml:16:5 phases[0].epocs: unknown key; did you mean 'epochs'?",
-    "x.yaml:18:34 phases[0].strategies[0].heads: 1 is not true or false; write true or false",
+    "x.yaml:18:34 phases[0].strategies[0].heads: 1 is not true or false; write true",
     "x.yaml:18:44 phases[0].strategies[0].noise: [1, 2, 3] has 3 items; give at most 2",
     "x.yaml:18:83 phases[0].strategies[0].split.least: 0 is too small; use a number at least 1",
     "x.yaml:19:9 phases[0].strategies[1].use: no strategy is named 'prun'; did you mean 'prune'?" + FAILED,
     "x.yaml:21:9 phases[0].strategies[2].alpha: unknown key; valid: use",
     "x.yaml:22:9 phases[0].strategies[3].use: the key is missing; add it, with the name of a strategy: distill, prune",
     "x.yaml:23:9 phases[0].strategies[4]: 7 is not a strategy; write its name, or a mapping with the key use",
-    "x.yaml:24:5 phases[1].name: an earlier phase is named 'search'; names are unique",
-    "x.yaml:25:5 phases[1].epochs: '3' is not an integer; write a whole number",
+    "x.yaml:24:5 phases[1].name: an earlier phase is named 'search'; choose another name",
+    "x.yaml:25:5 phases[1].epochs: '3' is not an integer; write 3 without quotes",
     "x.yaml:26:13 phases[1].train.lr: 0 is too small; use a number greater than 0",
     "x.yaml:26:20 phases[1].train.sched: 'cos' is not a choice here; did you mean 'cosine'?",
     "x.yaml:26:32 phases[1].train.warm: unknown key; did you mean 'warmup_lr'?",
@@ -122,7 +122,7 @@ def test_a_missing_section_is_reported_at_the_top(write: Callable[..., str]) -> 
         ("phases: []", "phases: [] has 0 items; give at least 1"),
         ("phases: 3", "phases: 3 is not a list; write a list such as [a, b]"),
         ("phases: {name: a}", "phases: a mapping is not a list; write a list such as [a, b]"),
-        ("phases: [a]", "phases[0]: 'a' is not a mapping; write keys with values"),
+        ("phases: [a]", "phases[0]: 'a' is not a mapping; write a mapping with name and epochs"),
         ("budget: {batch_size: 1, macs: null}", "budget.params: the budget has no target; give macs or params"),
         (
             "budget: {batch_size: 1, macs: 0.5, params: 0.5}",
@@ -171,8 +171,8 @@ def test_mistakes_of_yaml_and_of_overrides_come_with_the_others(write: Callable[
         "x.yaml:2:7 seed: the tag !x is not allowed; write the plain value",
         "x.yaml:3:1 seed: the key is here twice (first in line 2); remove one",
         "x.yaml:3:1 seed: 'a' is not an integer; write a whole number",
-        "--set nothing: not of the form a.b=value; name a key, with dots, and its new value",
         "--set device=tpu device: 'tpu' is not a choice here; did you mean 'cpu'?",
+        "--set nothing: not of the form a.b=value; name a key, with dots, and its new value",
     ]
 
 

@@ -75,7 +75,7 @@ def test_mistakes_between_phases_come_with_those_inside_them(write: Callable[...
         "5 mistakes",
         "x.yaml:3:15 phases[0].epochs: -1 is too small; use a number at least 0",
         "x.yaml:3:66 phases[0].strategies[1]: strategy 'prune' is already in this phase; name it once",
-        "x.yaml:4:6 phases[1].name: an earlier phase is named 'a'; names are unique",
+        "x.yaml:4:6 phases[1].name: an earlier phase is named 'a'; choose another name",
         "x.yaml:4:52 phases[1].strategies[0].ratio: prune was given another value in an earlier phase, and this option "
         "can't change between phases; leave it out here",
         "x.yaml:4:64 phases[1].strategies[0].tau: 'hot' is not a number; write a number such as 1.0e-4",
@@ -103,7 +103,7 @@ def test_a_phase_changes_some_training_keys(write: Callable[..., str], base: str
         "train: {lr: 0.1, ema: 0.9, opt: sgd}\n"
         "phases:\n"
         "  - {name: a, epochs: 1}\n"
-        "  - {name: b, epochs: 1, train: {lr: 0.2, ema: null}}\n"
+        "  - {name: b, epochs: 1, train: {lr: 0.2, ema: null}, strategies: [distill]}\n"
     )
     found = load_recipe(name)
     assert found.train_for(found.phases[0]) == found.train

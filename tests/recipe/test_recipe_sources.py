@@ -158,7 +158,7 @@ def test_many_files_by_extends_are_refused(write: Write) -> None:
 @pytest.mark.parametrize(
     ("content", "mistake"),
     [
-        (b"#" * (MAX_BYTES + 1), r"x.yaml: larger than 1048576 bytes; this is no recipe"),
+        (b"#" * (MAX_BYTES + 1), r"x.yaml: larger than 131072 bytes; this is no recipe"),
         (b"a: 1\nb: \xff", r"x.yaml:2:1: not UTF-8 text; save the file as UTF-8"),
     ],
 )

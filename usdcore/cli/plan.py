@@ -18,9 +18,10 @@ import click
 def command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show what RECIPE would do: units, budget, phases, the least cost that its strategies can reach."""
     from usdcore.engine.dryrun import dry_run
-    from usdcore.recipe import load_recipe
+    from usdcore.recipe import read_recipe
 
-    found = dry_run(load_recipe(recipe, overrides))
+    loaded = read_recipe(recipe, overrides)
+    found = dry_run(loaded.recipe, loaded.written)
     click.echo(json.dumps(found, indent=1) if as_json else _words(found))
 
 
@@ -39,4 +40,5 @@ def _words(found: dict[str, Any]) -> str:
             lines.append(f"  can go down to {phase['least']:.4f} of the dense {found['budget']['metric']}")
     memory = found["memory_bytes"]
     lines.append(f"weights, gradients and AdamW's state: {memory / 2**20:,.1f} MiB, before activations")
+    lines += [f"note: {note}" for note in found["notes"]]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -27,6 +28,9 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None) -> None:
         print_result(folder)
         raise
     except KeyboardInterrupt:
-        click.echo(f"interrupted; a checkpoint is in {folder}. To go on: the same command again", err=True)
+        saved = f"a checkpoint is in {folder}" if (folder / "checkpoints").is_dir() else "nothing was done yet"
+        sets = [part for override in overrides for part in ("--set", override)]
+        again = shlex.join(["usdcore", "run", str(recipe), *sets, *(["--out", str(out)] if out is not None else [])])
+        click.echo(f"interrupted; {saved}. To go on: the same command again\n  {again}", err=True)
         raise
     print_result(folder)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from usdcore.cli.output import print_json, print_table
-from usdcore.errors import UsdcoreError, nearest
+from usdcore.errors import UsdcoreError
 
 if TYPE_CHECKING:
     from usdcore.plans import Base
@@ -36,11 +36,10 @@ def _base(name: str, input_size: int | None, kwargs: dict[str, Any]) -> Base:
     """The model's description, with the input size that it has by default unless another one is wanted."""
     import timm
 
+    from usdcore.backbones import require_model
     from usdcore.plans import Base
 
-    if name not in timm.list_models():
-        msg = f"timm has no model named {name!r}: {nearest(name, timm.list_models())}"
-        raise UsdcoreError(msg)
+    require_model(name)
     config = timm.models.get_pretrained_cfg(name)
     channels, _, default = config.input_size if config is not None else (3, 224, 224)
     size = input_size or int(kwargs.get("img_size", default))

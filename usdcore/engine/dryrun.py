@@ -6,34 +6,37 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from usdcore.artifact import create
-from usdcore.engine.setup import Strategies, make_base, make_budget
+from usdcore.engine.preflight import locating, mistakes_at, notes, preflight, try_out
+from usdcore.engine.setup import Strategies, build_model, make_base, make_budget
 from usdcore.plans import Plan
 from usdcore.session import Session
+from usdcore.teachers import no_dense
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from usdcore.recipe import Recipe
+    from usdcore.recipe.tree import Node
 
 #: Bytes per parameter in training: fp32 weight, gradient, AdamW's two moments.
 TRAINING_BYTES = 16
 
 
-def dry_run(recipe: Recipe) -> dict[str, Any]:
-    """Units, costs and phases. Errors: as a run's, for the model, its strategies and the budget."""
+def dry_run(recipe: Recipe, written: Node | None = None) -> dict[str, Any]:
+    """Units, costs and phases, and notes on what is not on this machine.
+
+    `written` (`usdcore.recipe.read_recipe`) gives mistakes their lines. Errors: as a run's, for the model, its own
+    weights, the optimizers, the strategies and the budget. timm's pretrained weights are not fetched. What the first
+    phases would remove is still there when the strategies that are new in later ones are looked at.
+    """
+    preflight(recipe, written)
     base = make_base(recipe.model, recipe.data.input_size, recipe.data.channels)
-    model = create(base)
-    session = Session(model, torch.zeros(1, *base.input_shape), make_budget(recipe.budget), Plan(base=base))
-    strategies = Strategies()
-    phases: list[dict[str, Any]] = []
-    for phase in recipe.phases:
-        named = strategies.of(phase.strategies)
-        least = None
-        if named and not any(p["strategies"] for p in phases):
-            session.begin_phase(named)
-            least = session.least()
-        phases.append(
-            {"name": phase.name, "epochs": phase.epochs, "strategies": [s.config.use for s in named], "least": least}
-        )
+    with locating(("model",), written):
+        model = build_model(base, recipe.model.model_copy(update={"pretrained": False}))
+        session = Session(model, torch.zeros(1, *base.input_shape), make_budget(recipe.budget), Plan(base=base))
+    try_out(model, base.input_shape, recipe, written)
+    session.is_dry, session.load_dense = True, no_dense
+    phases = list(_phases(recipe, session, written))
     return {
         "recipe": recipe.name,
         "model": base.name,
@@ -45,4 +48,26 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         "budget": {"metric": session.budget.metric, "target": session.budget.target},
         "phases": phases,
         "memory_bytes": TRAINING_BYTES * session.dense.params,
+        "notes": notes(recipe),
     }
+
+
+def _phases(recipe: Recipe, session: Session, written: Node | None) -> Iterator[dict[str, Any]]:
+    """Each phase; one that brings new strategies begins with them on the whole model."""
+    strategies = Strategies()
+    for index, phase in enumerate(recipe.phases):
+        seen = set(strategies.made)
+        named = strategies.of(phase.strategies)
+        new = [strategy for strategy in named if strategy.config.use not in seen]
+        is_first = session.load_dense is not None and any(strategy.compresses for strategy in named)
+        if is_first:
+            session.load_dense = None  # from here on there is a dense model
+        if new:
+            with locating(("phases", index), written):
+                session.begin_phase(new)
+        least = session.least() if is_first else None
+        yield {"name": phase.name, "epochs": phase.epochs, "strategies": [s.config.use for s in named], "least": least}
+    made = strategies.made
+    if made and session.budget.target < 1 and not any(strategy.shrinks for strategy in made.values()):
+        text = f"none of the strategies ({', '.join(sorted(made))}) removes anything; name one that does as well"
+        raise mistakes_at([(("phases",), text)], written)

@@ -21,10 +21,13 @@ class Section(BaseModel):
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=100)]
 """Names folders and files: letters, digits, '.', '_', '-'."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 """Of the dense model."""
 
-Count = Annotated[int, Field(ge=1)]
+MOST = 2**24
+"""Of anything that is counted: whatever is larger was not meant, and would only fail later, or never end."""
+
+Count = Annotated[int, Field(ge=1, le=MOST)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from usdcore.recipe.document import MAX_BYTES, MAX_VALUES
 from usdcore.recipe.emit import emit
 
 if TYPE_CHECKING:
@@ -23,6 +24,19 @@ def dump_recipe(recipe: Recipe) -> str:
     return emit(resolved(recipe))
 
 
+def fits(recipe: Recipe) -> bool:
+    """Whether the dump is small enough to be loaded again, as every recipe must be."""
+    content = resolved(recipe)
+    return _values(content) <= MAX_VALUES and len(emit(content).encode()) <= MAX_BYTES
+
+
+def _values(value: Any) -> int:
+    """Keys, lists and scalars, as a reader counts them."""
+    if isinstance(value, dict):
+        return 1 + sum(1 + _values(inner) for inner in value.values())
+    return 1 + sum(_values(inner) for inner in value) if isinstance(value, list) else 1
+
+
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON-like values, defaults included; of a phase's training keys only those that it changes."""
     return recipe.model_dump(mode="json")
@@ -31,18 +45,25 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 def recipe_sha256(recipe: Recipe) -> str:
     """Identifies what a recipe computes, not where: the SHA-256 of canonical JSON (sorted keys, no spaces, UTF-8).
 
-    Left out: `note`, `device`, `threads`, `data.workers`, `data.root`, and what any other path is. Whether a path is
-    given stays in (own weights or none is another run): `model.weights`, and any option that is a `pathlib.Path`, count
-    as "path" or null. Everything else counts, defaults and the recipe's name included.
+    Left out: `note`, `device`, `threads`, `checkpoint`, `data.workers`, `data.root`, and what any other path is.
+    Whether a path is given stays in (own weights or none is another run): `model.weights`, and any option that is a
+    `pathlib.Path`, count as "path" or null. Everything else counts, defaults and the recipe's name included.
     """
+    text = json.dumps(computed(recipe), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def computed(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe decides what is computed: what its hash is taken of."""
     content = resolved(recipe)
     _hide_paths(recipe, content)
-    for key in ("note", "device", "threads"):
+    for key in ("note", "device", "threads", "checkpoint"):
         del content[key]
     for key in ("workers", "root"):
         content["data"].pop(key, None)
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    if content["train"]["optimizer_state"] == "fresh":  # a later key: recipes without it keep their hash
+        del content["train"]["optimizer_state"]
+    return content
 
 
 def _hide_paths(value: Any, dumped: Any) -> None:

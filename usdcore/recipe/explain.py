@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from usdcore.errors import nearest
 from usdcore.recipe.base import NAME_PATTERN
+from usdcore.recipe.hints import number_meant, percent_meant, truth_meant, unknown_key
 from usdcore.recipe.places import Place, locate
 from usdcore.recipe.problems import Problem
 from usdcore.recipe.scalars import write_scalar
@@ -60,11 +61,10 @@ def explain(error: ValidationError, root: Node, model: type[BaseModel]) -> list[
         text = _words(detail, place, node)
         found.setdefault(place.path, []).append((place, text))
     problems = []
+    inside = {path[:length] for path in found for length in range(len(path))}
     for path, entries in found.items():
         # One alternative of a union got further than this one, so its own complaint is the useful one.
-        if all(not place.whole for place, _ in entries) and any(
-            len(other) > len(path) and other[: len(path)] == path for other in found
-        ):
+        if path in inside and all(not place.whole for place, _ in entries):
             continue
         text = "; or: ".join(dict.fromkeys(text for _, text in entries))
         problems.append(Problem(closest(root, path).origin, path, text))
@@ -85,11 +85,11 @@ def _words(detail: ErrorDetails, place: Place, node: Node | None) -> str:
     if kind == "missing":
         return f"the key is missing; add it{_about(place)}"
     if kind == "extra_forbidden":
-        keys = sorted(place.owner.model_fields) if place.owner is not None else []
-        return f"unknown key; {nearest(str(place.path[-1]), keys)}"
+        return unknown_key(str(place.path[-1]), place.owner)
     if kind in _BOUNDS:
         problem, relation, key = _BOUNDS[kind]
-        return f"{shown} is {problem}; use a number {relation} {_bound(context[key])}"
+        remark = percent_meant(detail["input"], context[key]) if kind.startswith("less") else ""
+        return f"{shown} is {problem}; use a number {relation} {_bound(context[key])}{remark}"
     if kind in ("literal_error", "enum"):
         choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         return f"{shown} is not a choice here; {_choose(detail['input'], choices)}"
@@ -98,24 +98,38 @@ def _words(detail: ErrorDetails, place: Place, node: Node | None) -> str:
         return f"{shown} has {context['actual_length']} items; give {bound}"
     if kind == "string_too_short":
         return f"{shown} is too short; give at least {context['min_length']} characters"
+    if kind == "string_too_long":
+        return f"{shown} is too long; give at most {context['max_length']} characters"
     if kind == "string_pattern_mismatch":
         return f"{shown} {_form(context['pattern'])}"
     if kind in ("value_error", "assertion_error"):
         return re.sub(r"^(Value error|Assertion failed), ", "", detail["msg"])
-    return _by_type(detail, shown)
+    return _by_type(detail, shown, place)
 
 
-def _by_type(detail: ErrorDetails, shown: str) -> str:
+def _by_type(detail: ErrorDetails, shown: str, place: Place) -> str:
     kind = detail["type"]
     if kind == "reference_type":
         return f"{shown} is {detail['msg']}"
     for start, (wanted, advice) in _WANTED.items():
         if kind.startswith(start) and kind.endswith(("_type", "_parsing", "_from_float", "number")):
-            return f"{shown} is not {wanted}; {advice}"
+            return f"{shown} is not {wanted}; {_meant(detail['input'], start, place) or advice}"
     if kind in _COMPLETE:
         return detail["msg"]
     message = detail["msg"][:1].lower() + detail["msg"][1:]
     return f"{shown} is not valid here: {message}"
+
+
+def _meant(value: Any, start: str, place: Place) -> str | None:
+    """Advice for this very value, where it can be guessed."""
+    if start in ("int", "float"):
+        return number_meant(value, start)
+    if start == "bool":
+        return truth_meant(value)
+    if start == "model" and place.inner is not None:
+        wanted = [name for name, field in place.inner.model_fields.items() if field.is_required()]
+        return f"write a mapping with {' and '.join(wanted)}" if wanted else None
+    return None
 
 
 def _choose(value: Any, choices: list[str]) -> str:

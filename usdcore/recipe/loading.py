@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 from pydantic_core import to_json
 
+from usdcore.recipe.document import MAX_BYTES, MAX_VALUES, Allowance
+from usdcore.recipe.dumping import fits
 from usdcore.recipe.explain import explain
-from usdcore.recipe.problems import RecipeError
+from usdcore.recipe.problems import Problem, RecipeError
 from usdcore.recipe.schema import Recipe
-from usdcore.recipe.sources import apply_overrides, read_tree
+from usdcore.recipe.sources import apply_overrides, of_override, read_tree
+from usdcore.recipe.together import mistakes_together
 from usdcore.recipe.tree import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usdcore.recipe.problems import Problem
     from usdcore.recipe.tree import Node
 
 
@@ -49,19 +51,31 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Like `load_recipe`, and keeps what was written."""
     problems: list[Problem] = []
-    written = apply_overrides(read_tree(Path(path), problems), overrides, problems)
+    allowance = Allowance()
+    written = apply_overrides(read_tree(Path(path), problems, allowance), overrides, problems, allowance)
+    recipe: Recipe | None = None
     try:
         # As JSON, because only there strict checks still take a list for a tuple and a string for a path.
         recipe = Recipe.model_validate_json(to_json(plain(written), inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
         problems += explain(error, written, Recipe)
-        raise RecipeError(sorted(problems, key=_position)) from None
-    if problems:
-        raise RecipeError(sorted(problems, key=_position))
+    problems += mistakes_together(written, recipe)
+    if recipe is not None and not fits(recipe):
+        size = f"{MAX_BYTES} bytes or {MAX_VALUES} values"
+        text = f"with its defaults written out, the recipe is larger than {size}; use fewer phases or shorter lists"
+        problems.append(Problem(written.origin, (), text))
+    if problems or recipe is None:
+        raise RecipeError(_in_order(problems, overrides))
     return LoadedRecipe(recipe, written)
 
 
-def _position(problem: Problem) -> tuple[bool, str, int, int]:
+def _in_order(problems: list[Problem], overrides: Sequence[str]) -> list[Problem]:
     """Files first, in reading order; then overrides, as they were given."""
-    origin = problem.origin
-    return (origin.line == 0, origin.file if origin.line else "", origin.line, origin.column)
+    given = {of_override(text): number for number, text in enumerate(overrides)}
+
+    def position(problem: Problem) -> tuple[bool, str, int, int, int]:
+        origin = problem.origin
+        number = given.get(origin, -1)
+        return (number >= 0, origin.file if number < 0 else "", number, origin.line, origin.column)
+
+    return sorted(problems, key=position)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pydantic_core import InitErrorDetails
 
     from usdcore.hooks.config import PluginConfig
+    from usdcore.recipe.training import TrainConfig
 
     StrategyConfig = PluginConfig
 else:
@@ -31,12 +32,16 @@ class PhaseConfig(Section):
 
     name: Name
     """Unique in the recipe."""
-    epochs: int = Field(ge=0)
+    epochs: int = Field(ge=0, le=1_000_000)
     """Passes over the training images."""
     train: TrainOverride = TrainOverride()
     """Training keys that differ in this phase."""
     strategies: tuple[StrategyConfig, ...] = ()
     """What acts in this phase: names, or mappings with `use` and the strategy's options; none: plain training."""
+
+    def training(self, train: TrainConfig) -> TrainConfig:
+        """The run's training options with what this phase changes."""
+        return train.model_copy(update={key: getattr(self.train, key) for key in self.train.model_fields_set})
 
 
 class _OneStrategy(BaseModel):
@@ -148,7 +153,7 @@ def _repeated_names(phases: Sequence[Any]) -> list[InitErrorDetails]:
         name = phase.get("name") if isinstance(phase, Mapping) else None
         if isinstance(name, str) and name in seen:
             lines.append(
-                _line("phase_twice", f"an earlier phase is named {name!r}; names are unique", (i, "name"), name)
+                _line("phase_twice", f"an earlier phase is named {name!r}; choose another name", (i, "name"), name)
             )
         elif isinstance(name, str):
             seen.add(name)

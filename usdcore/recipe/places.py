@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from usdcore.hooks.loader import registry
 from usdcore.hooks.reference import Reference
-from usdcore.recipe.tree import Node, child, plain
+from usdcore.recipe.tree import Node, child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,12 +24,14 @@ class Place:
     """A location in a recipe.
 
     `path` has no marks of unions in it, `whole` says that there were none either; `owner` is the class of the options
-    that the last key belongs to (or would belong to), None where it is no such key.
+    that the last key belongs to (or would belong to), None where it is no such key; `inner` the class of what should
+    stand there, None where it is none or not one.
     """
 
     path: Path
     whole: bool
     owner: type[BaseModel] | None
+    inner: type[BaseModel] | None = None
 
 
 def locate(loc: tuple[int | str, ...], root: Node, model: type[BaseModel], *, names_key: bool) -> Place:
@@ -62,7 +64,8 @@ def locate(loc: tuple[int | str, ...], root: Node, model: type[BaseModel], *, na
         owner = next(iter(known or models), None) if isinstance(part, str) else None
         node = child(node, part) if node is not None else None
         path.append(part)
-    return Place(tuple(path), whole, owner)
+    inner = [m for annotation in types for m in _models(annotation, node)]
+    return Place(tuple(path), whole, owner, inner[0] if len(inner) == 1 else None)
 
 
 def _annotation(model: type[BaseModel], key: int | str) -> Any:
@@ -75,7 +78,7 @@ def _annotation(model: type[BaseModel], key: int | str) -> Any:
 def _models(annotation: Any, node: Node | None) -> Iterator[type[BaseModel]]:
     """The classes whose options may stand here, given what is written here."""
     if isinstance(annotation, Reference):
-        name = annotation.name_in(plain(node)) if node is not None else None
+        name = _name(node, annotation.tag) if node is not None else None
         if name is not None and name in registry().names(annotation.kind):
             yield registry().config(annotation.kind, name)
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -83,6 +86,12 @@ def _models(annotation: Any, node: Node | None) -> Iterator[type[BaseModel]]:
     else:
         for inner in _alternatives(annotation):
             yield from _models(inner, node)
+
+
+def _name(node: Node, tag: str) -> str | None:
+    """The plugin that is named here; only that is looked at, because what is around it may be long."""
+    named = child(node, tag) if isinstance(node.value, dict) else node
+    return named.value if named is not None and isinstance(named.value, str) else None
 
 
 def _items(annotation: Any, part: int | str) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from usdcore.errors import UsdcoreError
+from usdcore.errors import UsdcoreError, brief, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,17 +23,23 @@ class Problem:
 
     def __str__(self) -> str:
         where = [str(self.origin), show_path(self.path)]
-        return f"{' '.join(part for part in where if part)}: {self.text}"
+        return f"{' '.join(part for part in where if part)}: {printable(self.text)}"
+
+
+MOST_LINES = 100
+"""Mistakes that a message lists; a file with more of them is no recipe."""
 
 
 class RecipeError(UsdcoreError):
-    """Every mistake of a recipe: `problems`, also as text, one a line."""
+    """Every mistake of a recipe: `problems`, also as text, one a line (of very many, the first hundred)."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(dict.fromkeys(problems))
-        lines = [str(problem) for problem in self.problems]
+        lines = [str(problem) for problem in self.problems[:MOST_LINES]]
         if len(lines) > 1:
-            lines.insert(0, f"{len(lines)} mistakes")
+            lines.insert(0, f"{len(self.problems)} mistakes")
+        if len(self.problems) > MOST_LINES:
+            lines.append(f"and {len(self.problems) - MOST_LINES} more; mend these first")
         super().__init__("\n".join(lines))
 
 
@@ -41,5 +47,6 @@ def show_path(path: Path) -> str:
     """``("phases", 1, "epochs")`` as ``phases[1].epochs``."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        key = part if isinstance(part, int) else brief(part)
+        text += f"[{key}]" if isinstance(part, int) else f".{key}" if text else str(key)
     return text

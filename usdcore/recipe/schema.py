@@ -98,8 +98,15 @@ class LatencyConfig(Section):
 
     batch_sizes: tuple[Count, ...] = (1, 32)
     """Batch sizes to time."""
-    repeats: Count = 20
+    repeats: Annotated[int, Field(ge=1, le=100_000)] = 20
     """Timed forwards of each."""
+
+
+class CheckpointConfig(Section):
+    """How often a run saves its state. Does not change what it computes."""
+
+    seconds: float = Field(default=120.0, ge=0)
+    """At the first step that is this long after the last checkpoint; 0: at every step."""
 
 
 class Recipe(Section):
@@ -119,7 +126,7 @@ class Recipe(Section):
     """Seeds everything random."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is one."""
-    threads: Count | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; null: torch's own choice."""
     train: TrainConfig
     """How to train."""
@@ -131,8 +138,9 @@ class Recipe(Section):
     """Models trained beside ours for comparison; narrow: a dense model made narrower to the same budget."""
     latency: LatencyConfig = LatencyConfig()
     """How inference time is measured."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """How often the state is saved."""
 
     def train_for(self, phase: PhaseConfig) -> TrainConfig:
         """The training options of one phase: the recipe's own with what the phase changes."""
-        changes = {key: getattr(phase.train, key) for key in phase.train.model_fields_set}
-        return self.train.model_copy(update=changes)
+        return phase.training(self.train)

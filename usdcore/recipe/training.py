@@ -25,7 +25,7 @@ class TrainConfig(Section):
     """For optimizers that have a momentum."""
     sched: Literal["cosine", "none"] = "cosine"
     """How the learning rate falls over a phase's epochs."""
-    warmup_epochs: int = Field(default=0, ge=0)
+    warmup_epochs: int = Field(default=0, ge=0, le=1_000_000)
     """Epochs at a phase's start over which the learning rate rises."""
     warmup_lr: float = Field(default=1e-6, ge=0)
     """Learning rate that the warm-up starts from."""
@@ -43,6 +43,8 @@ class TrainConfig(Section):
     """Mixup's alpha; 0: off."""
     cutmix: float = Field(default=0.0, ge=0)
     """Cutmix's alpha; 0: off."""
+    optimizer_state: Literal["carry", "fresh"] = "fresh"
+    """What a phase's optimizer starts from; carry: the moments of the phase before, of the entries that survived."""
 
 
 class _Partial(Section):

@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from usdcore.errors import brief
+
 Path = tuple[str | int, ...]
 """Keys and list indices from the root."""
 
 Scalar = str | int | float | bool | None
+
+
+_LONGEST_PLACE = 300
+"""Characters of a file's name or of an override that a message repeats."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class Origin:
     column: int = 0
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        file = brief(self.file, _LONGEST_PLACE)
+        return f"{file}:{self.line}:{self.column}" if self.line else file
 
 
 @dataclass(frozen=True)
