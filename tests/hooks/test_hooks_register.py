@@ -54,7 +54,9 @@ def test_each_method_registers_its_own_kind() -> None:
     register.gate_network(**GOOD)
     register.split(**GOOD)
     register.data_source(**(GOOD | {"config": DataConfig}))
-    assert [entry.kind for entry in register.entries] == ["strategy", "gate-network", "split", "data-source"]
+    register.backbone(name="a", implementation="toys.models:a", summary="a toy")
+    kinds = [entry.kind for entry in register.entries]
+    assert kinds == ["strategy", "gate-network", "split", "data-source", "backbone"]
 
 
 def test_a_name_is_registered_once_a_kind() -> None:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from usdcore.hooks.reference import field_references
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What stands beside a strategy's options in a recipe: images per training step, epochs of all phases naming it."""
+
+    batch_size: int
+    epochs: int
+
 
 class _Options(BaseModel):
-    """What all options have in common."""
+    """What all options have in common. Infinities and NaN are refused; a field may allow them for itself."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",
+    )
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -37,6 +55,18 @@ class PluginConfig(_Options):
     use: str
     """The registered name."""
 
+    def mistakes(self, beside: Beside) -> Iterable[tuple[str, str]]:
+        """What is wrong with these options in this recipe, although each is valid by itself; by default nothing.
+
+        Yields an option's name ("" where it is none of them) and a text that says what is wrong and what to do. Asked
+        when a recipe is loaded, of a strategy and of every plugin inside its options.
+        """
+        return ()
+
+
+class BackboneConfig(PluginConfig):
+    """A backbone has no options of its own: a recipe names it in `model`, where `kwargs` are its constructor's."""
+
 
 class DataConfig(_Options):
     """Options of a data source; subclass it and add fields. Its tag is `source`."""
@@ -46,11 +76,15 @@ class DataConfig(_Options):
 
     source: str
     """The registered name."""
-    input_size: int = Field(ge=1)
+    input_size: int = Field(ge=1, le=65536)
     """Side of the square input image, in pixels."""
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=2**24)
     """Training images per step."""
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=1024)
     """Loader processes; 0 loads in the main process."""
     augment: str = "none"
     """Training augmentation, by the data source's own names."""
+
+    def known_classes(self) -> int | None:
+        """The number of classes, where it is known before any image is read; the model must have as many."""
+        return None

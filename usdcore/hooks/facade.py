@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 
-from usdcore.errors import UsdcoreError, nearest
+from usdcore.errors import UsdcoreError, brief, nearest
 from usdcore.hooks.reference import KINDS, tag_of
 
 if TYPE_CHECKING:
@@ -106,7 +106,15 @@ class Registry:
 
     def unknown(self, kind: Kind, name: str) -> str:
         """Why nothing has this name: the nearest names, and the plugins that failed or were left out."""
-        text = f"no {kind.replace('-', ' ')} is named {name!r}; {nearest(name, self.names(kind))}"
+        text = f"no {kind.replace('-', ' ')} is named {brief(name)!r}; {nearest(name, self.names(kind))}"
+        others = [other.replace("-", " ") for other, entry_name in self._entries if entry_name == name]
+        if others:
+            text += f" ({name!r} is a {' and a '.join(others)})"
+        return text + self.absent()
+
+    def absent(self) -> str:
+        """The plugins that failed or were left out, which may have had what is not there; empty where all are well."""
+        text = ""
         failed = [f"{r.name} of {r.distribution} ({r.error})" for r in self._records if r.state == "failed"]
         if failed:
             text += f" (plugins that failed to load and may have had it: {', '.join(failed)})"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from usdcore.hooks.facade import Registry
 
-Kind = Literal["strategy", "gate-network", "split", "data-source"]
+Kind = Literal["strategy", "gate-network", "split", "data-source", "backbone"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """Everything that can be registered."""

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from usdcore.hooks.config import DataConfig, PluginConfig
+from usdcore.hooks.config import BackboneConfig, DataConfig, PluginConfig
 
 if TYPE_CHECKING:
     from usdcore.hooks.reference import Kind
@@ -17,7 +17,9 @@ _IMPLEMENTATION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 @dataclass(frozen=True)
 class Registration:
-    """One registered thing; `implementation` is ``"package.module:Class"``, imported on first use."""
+    """One registered thing; `implementation` is ``"package.module:Class"`` (a function, for a backbone), imported on
+    first use.
+    """
 
     kind: Kind
     name: str
@@ -51,6 +53,14 @@ class Register:
     def data_source(self, *, name: str, config: type[DataConfig], implementation: str, summary: str) -> None:
         """Register a source of images and labels, built as ``cls(config)``."""
         self._add(Registration("data-source", name, config, implementation, summary), DataConfig)
+
+    def backbone(self, *, name: str, implementation: str, summary: str) -> None:
+        """Register a model that `timm.create_model` can make once the implementation's module is imported.
+
+        The implementation is the function of that name which the module gives to `timm.models.register_model`; it has
+        no options but timm's ``kwargs``.
+        """
+        self._add(Registration("backbone", name, BackboneConfig, implementation, summary), PluginConfig)
 
     def _add(self, entry: Registration, base: type[PluginConfig] | type[DataConfig]) -> None:
         _check_texts(entry)

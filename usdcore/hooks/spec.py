@@ -26,5 +26,5 @@ def usdcore_register(register: Register) -> None:
     as the string ``"package.module:Class"`` and imported on first use.
 
     Args:
-        register: takes the strategies, gate networks, splits and data sources of this plugin alone.
+        register: takes the strategies, gate networks, splits, data sources and backbones of this plugin alone.
     """
