@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from usdcore.errors import UsdcoreError
+from usdcore.errors import UsdcoreError, nearest
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -26,13 +26,30 @@ def primary(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+def no_dense() -> nn.Module:
+    """For a run that has not come to its dense model yet. Errors: always."""
+    msg = (
+        "there is no dense teacher in this phase: it is the model as it enters the first phase that compresses; name "
+        "the strategy that learns from it there, or give it another teacher"
+    )
+    raise UsdcoreError(msg)
+
+
 class Tap:
-    """What a module gave in the last forward; None before the first one."""
+    """What a module gave in the last forward; None before the first one, and when it is closed.
+
+    Errors: the model has no such module.
+    """
 
     def __init__(self, model: nn.Module, module: str) -> None:
+        modules = dict(model.named_modules())
+        if module not in modules:
+            names = [name for name in modules if name]
+            msg = f"{type(model).__name__} has no module named {module!r} to watch: {nearest(module, names)}"
+            raise UsdcoreError(msg)
         self.module = module
         self.value: Tensor | None = None
-        self._handle: RemovableHandle | None = model.get_submodule(module).register_forward_hook(self._take)
+        self._handle: RemovableHandle | None = modules[module].register_forward_hook(self._take)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Tap:
         """A copy of the model (averaged weights) is not watched."""
