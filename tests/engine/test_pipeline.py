@@ -14,7 +14,6 @@ from counting import counted_macs
 from safetensors.torch import load_file
 
 import usdcore
-from usdcore.engine import phases
 from usdcore.engine.pipeline import run
 from usdcore.errors import BudgetMissed, UsdcoreError
 
@@ -116,7 +115,7 @@ def test_finished_runs_are_not_run_again(recipe: Path, done: tuple[Path, dict[st
 
 
 def test_another_recipes_folder_is_refused(recipe: Path, done: tuple[Path, dict[str, Any]]) -> None:
-    with pytest.raises(UsdcoreError, match=r"belongs to another recipe; .*The difference:[\s\S]*\+seed: 4"):
+    with pytest.raises(UsdcoreError, match=r"belongs to another recipe, .*The difference:\n  seed: 3 -> 4"):
         run(recipe, done[0], ["seed=4"])
 
 
@@ -150,38 +149,6 @@ def test_a_loaded_model_fine_tunes_in_plain_torch(done: tuple[Path, dict[str, An
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-
-
-@pytest.mark.parametrize("stop_after", [1, 5, 8])
-def test_a_broken_run_goes_on_to_the_same_weights(
-    recipe: Path,
-    done: tuple[Path, dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stop_after: int,
-) -> None:
-    """Broken off at a checkpoint in the dense phase, the search (after the networks were chosen) and fine-tuning."""
-    written = 0
-    real = phases.Run.write
-    monkeypatch.setattr(phases, "CHECKPOINT_SECONDS", 0.0)
-
-    def write(self: Any, fit: Any) -> None:
-        nonlocal written
-        real(self, fit)
-        written += 1
-        if written == stop_after * 22:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(phases.Run, "write", write)
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe, tmp_path / "run")
-    monkeypatch.setattr(phases, "CHECKPOINT_SECONDS", 1e9)
-    result = finished(recipe, tmp_path / "run")
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (done[0] / "model.safetensors").read_bytes()
-    assert [p["top1_after"] for p in result["phases"]] == [p["top1_after"] for p in done[1]["phases"]]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    epochs = [(line["stage"], line["epoch"]) for line in lines if "epoch" in line and "stage" in line]
-    assert len(epochs) == len(set(epochs))
 
 
 @pytest.mark.parametrize(

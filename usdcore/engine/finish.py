@@ -87,8 +87,6 @@ class Finish:
     def _in_new_process(self) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "usdcore", "eval", str(self.folder.path), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if self.run.stop.requested:
-            raise KeyboardInterrupt
         if done.returncode != 0:
             msg = f"the saved model could not be evaluated in a new process ({' '.join(command)}):\n{done.stderr}"
             raise RuntimeError(msg)
@@ -107,11 +105,10 @@ class Finish:
         return Session(shrink(dense, plan).to(run.device), example, run.session.budget, plan, run.session.dense)
 
     def _train_control(self) -> None:
-        run, session = self.run, self.run.session
-        epochs = sum(phase.epochs for phase in self.recipe.phases)
+        run, epochs = self.run, sum(phase.epochs for phase in self.recipe.phases)
         run.log.say(f"control: the narrow dense model, {epochs} epochs")
-        session.begin_phase([])
-        run.fit(session, Stage("control narrow", epochs, run.train_config(self.recipe.phases[0]), epochs), [])
+        run.fit(Stage("control narrow", epochs, run.train_config(self.recipe.phases[0]), epochs))
+        session = run.session
         save(session.model, session.plan, self.folder.control("narrow"))
         found: Cost = cost(session.units)
         self.facts["narrow"] = {

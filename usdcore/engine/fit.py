@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 
+from usdcore.engine.carry import Carried, put, put_tensors, take
 from usdcore.engine.data import EpochOrder, sample_seed, steps_per_epoch, train_loader
-from usdcore.engine.optim import Objective, Schedule, check_finite, model_optimizer, strategy_optimizer
+from usdcore.engine.guard import BadNumbers, Guard, NotFinite, Place, bad_weight, find_cause, gradient_norm
+from usdcore.engine.optim import Objective, Schedule, model_optimizer, strategy_optimizer
+from usdcore.engine.watch import Watch
 from usdcore.teachers import primary
 
 if TYPE_CHECKING:
@@ -52,43 +55,76 @@ class Surroundings:
     amp: Callable[[], Any]
 
 
+class Keeper(Protocol):
+    """Who looks after a stage while it is trained: checkpoints, the last good state, warnings."""
+
+    def begin_epoch(self, fit: Fit) -> None:
+        """An epoch begins; every number so far was good."""
+
+    def after_step(self, fit: Fit) -> None:
+        """A step was taken."""
+
+    def collapsed(self, fit: Fit, found: list[dict[str, str]]) -> None:
+        """An epoch is over, in which these gates did not change what they do."""
+
+
 @dataclass
 class FitState:
-    """Where a stage stands: `step` counts within the epoch."""
+    """Where a stage stands: `step` counts within the epoch. `lr_scale` is 1, or 0.5 after a step with bad numbers;
+    `averages_on` says that the averaged weights are those of an earlier phase, carried.
+    """
 
     epoch: int = 0
     step: int = 0
+    lr_scale: float = 1.0
+    averages_on: bool = False
 
 
 class Fit:
-    """Trains `session.model` through a stage. `checkpoint` is called after every step and decides whether to write."""
+    """Trains `session.model` through a stage. `carried` is what the phase before hands over."""
 
-    def __init__(self, session: Session, stage: Stage, around: Surroundings, strategies: list[Strategy]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        stage: Stage,
+        around: Surroundings,
+        strategies: list[Strategy],
+        carried: Carried | None = None,
+    ) -> None:
         self.session, self.stage, self.around, self.strategies = session, stage, around, strategies
         self.model = session.model
         self.objective = Objective(stage.train, around.data.num_classes)
         self.optimizer = model_optimizer(self.model, stage.train)
         self.strategy_optimizer = strategy_optimizer(session.parameter_groups, stage.train)
+        self._strategy_lrs = [group["lr"] for group in self._strategy_groups()]
+        groups, own = [*self.optimizer.param_groups, *self._strategy_groups()], set(self.model.parameters())
+        self._trained = [p for group in groups for p in group["params"]]
+        self._outside = [p for p in self._trained if p not in own]  # what strategies train beside the model
         length = len(_sized(around.data.train))
         self.steps = steps_per_epoch(length, around.data_config.batch_size)
         self.schedule = Schedule(self.optimizer, stage.train, stage.epochs, self.steps)
         self.ema = ModelEmaV3(self.model, decay=stage.train.ema) if stage.train.ema else None
-        self.state = FitState()
-        self.last_loss: Tensor | None = None
+        self.state, self.watch = FitState(), Watch(session)
+        self.sums: dict[str, Tensor] = {}
         self._order: tuple[int, Tensor] | None = None
+        if carried is not None:
+            self._take_over(carried)
+        self._guard()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the stage depends on. Errors: a last loss that is no number."""
-        if self.last_loss is not None:
-            check_finite(float(self.last_loss), f"{self.stage.name}, epoch {self.state.epoch}, step {self.state.step}")
+        """Everything that the rest of the stage depends on. Errors: `BadNumbers`, rather than a state that holds
+        them.
+        """
+        self.guard.settle()
         return {
-            "epoch": self.state.epoch,
-            "step": self.state.step,
+            **vars(self.state),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "strategy_optimizer": self.strategy_optimizer.state_dict() if self.strategy_optimizer else None,
             "strategies": {strategy.config.use: strategy.state_dict() for strategy in self.strategies},
             "ema": self.ema.module.state_dict() if self.ema else None,
+            "watch": self.watch.state_dict(),
+            "sums": self.sums,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -102,69 +138,145 @@ class Fit:
         if self.stage.train.ema:
             self.ema = ModelEmaV3(self.model, decay=self.stage.train.ema)
             self.ema.module.load_state_dict(state["ema"])
-        self.state = FitState(state["epoch"], state["step"])
+        self.state = FitState(**{key: state[key] for key in vars(self.state)})
+        self.watch.load_state_dict(state["watch"])
+        self.sums = {name: total.to(self.around.device) for name, total in state["sums"].items()}
+        self._guard()
 
-    def run(self, checkpoint: Callable[[], None]) -> None:
-        """Train to the end of the stage; the averaged weights, where there are any, are then the model's."""
+    def carry(self) -> Carried:
+        """What the next phase may go on with; before `finish`."""
+        strategies = take(self.strategy_optimizer, self.model) if self.strategy_optimizer else None
+        weights = {name: t.detach().clone() for name, t in self.model.state_dict().items()} if self.ema else None
+        return Carried(take(self.optimizer, self.model), strategies, weights)
+
+    def run(self, keeper: Keeper) -> None:
+        """Train to the end of the stage. Errors: `BadNumbers`."""
         self.model.train()
         while self.state.epoch < self.stage.epochs:
-            self._epoch(checkpoint)
+            if self.state.step == 0:
+                self.guard.settle()
+                keeper.begin_epoch(self)
+            self._epoch(keeper)
             self.state.epoch, self.state.step = self.state.epoch + 1, 0
-            checkpoint()
+            keeper.after_step(self)
+
+    def finish(self) -> None:
+        """The stage is over; the averaged weights, where there are any, are now the model's."""
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
 
-    def _epoch(self, checkpoint: Callable[[], None]) -> None:
-        around, started = self.around, time.perf_counter()
+    @property
+    def place(self) -> Place:
+        """The step that is being taken."""
+        return Place(self.stage.name, self.state.epoch, self.state.step)
+
+    def _epoch(self, keeper: Keeper) -> None:
+        around, started, first = self.around, time.perf_counter(), self.state.step
         epoch = self.stage.first_epoch + self.state.epoch
         pin = around.device.type == "cuda"
-        loader = train_loader(
-            around.data, around.data_config, around.seed, epoch, start_step=self.state.step, pin_memory=pin
-        )
-        sums: dict[str, Tensor] = {}
-        seen = images_seen = 0
+        loader = train_loader(around.data, around.data_config, around.seed, epoch, start_step=first, pin_memory=pin)
+        images_seen = 0
         for images, target in loader:
             terms = self._step(images.to(around.device, non_blocking=True), target.to(around.device, non_blocking=True))
-            self.last_loss = terms["loss"]
             for name, term in terms.items():
-                sums[name] = sums[name] + term if name in sums else term
+                self.sums[name] = self.sums[name] + term if name in self.sums else term
             self.state.step += 1
-            seen, images_seen = seen + 1, images_seen + len(images)
+            images_seen += len(images)
             around.log.tick(self.stage.name, self.state.epoch, self.stage.epochs, self.state.step / self.steps)
             if self.state.step < self.steps:
-                checkpoint()
-        means = {name: float(total) / max(seen, 1) for name, total in sums.items()}
-        check_finite(means.get("loss", 0.0), f"phase {self.stage.name}, epoch {self.state.epoch}")
-        seconds = time.perf_counter() - started
-        around.log.epoch(self.stage.name, self.state.epoch, self.stage.epochs, means, images_seen / max(seconds, 1e-9))
+                keeper.after_step(self)
+        self._look_at_weights()
+        means = {name: float(total) / self.state.step for name, total in self.sums.items()}
+        rate = images_seen / max(time.perf_counter() - started, 1e-9)
+        self.sums = {}
+        around.log.epoch(self.stage.name, self.state.epoch, self.stage.epochs, means, rate)
+        keeper.collapsed(self, self.watch.epoch())
+
+    def _look_at_weights(self) -> None:
+        """An epoch ends: a step may have been too large for its weights, which no later step has noticed."""
+        self.guard.settle()
+        weight = bad_weight(self.model)
+        if weight is not None:
+            place = Place(self.stage.name, self.state.epoch, self.state.step - 1)
+            raise BadNumbers(place, f"the weights {weight} are not finite after it")
 
     def _step(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
+        try:
+            loss, terms = self._forward(images, target)
+            self.guard.loss(loss)
+            self._update(loss, terms)
+        except NotFinite:
+            cause = find_cause(self.session, images, lambda: self._forward(images, target)[1])
+            raise BadNumbers(self.place, cause) from None
+        self.watch.look()
+        found = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+        if len(terms) > 1 and self.session.ctx.spent is not None:
+            found["spent"] = self.session.ctx.spent.detach()
+        return found
+
+    def _forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a step, and its terms by name: the task's, then the strategies'."""
         update = self.state.epoch * self.steps + self.state.step
         seed = sample_seed(self.around.seed, self.stage.first_epoch + self.state.epoch, -2 - self.state.step)
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         images, target = self.objective.mix(images, target)
-        self.schedule.set(update)
+        self._set_rates(update)
         ids, steps = self._ids(len(images)), self.steps * self.stage.epochs
-        self.session.begin_step(update, steps, self.state.epoch, images, ids)
+        self.session.begin_step(update, steps, self.state.epoch, images, _lr(self.optimizer), ids)
         with self.around.amp():
             output = self.model(images)
             task = self.objective(primary(output), target)
             extra = self.session.losses(output, target)
             loss = sum(extra.values(), start=self.session.task_weight * task)
+        return loss, {"task": task, **extra}
+
+    def _update(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         if self.strategy_optimizer:
             self.strategy_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if self.stage.train.clip_grad:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.train.clip_grad)
+        self.guard.gradients(self.place, terms, self._clip())
         self.session.after_backward()
         self.optimizer.step()
         if self.strategy_optimizer:
             self.strategy_optimizer.step()
         self.session.after_step()
-        self._average(update)
-        return self._terms(loss, task, extra)
+        self._average(self.state.epoch * self.steps + self.state.step)
+
+    def _clip(self) -> Tensor:
+        """The norm of all gradients that train anything, after the model's own were clipped."""
+        clip = self.stage.train.clip_grad
+        if not clip:
+            return gradient_norm(self._trained)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        return norm + gradient_norm(self._outside) if self._outside else norm
+
+    def _set_rates(self, update: int) -> None:
+        self.schedule.set(update)
+        if self.state.lr_scale != 1.0:
+            for group in self.optimizer.param_groups:
+                group["lr"] *= self.state.lr_scale
+            for group, lr in zip(self._strategy_groups(), self._strategy_lrs, strict=True):
+                group["lr"] = lr * self.state.lr_scale
+
+    def _strategy_groups(self) -> list[dict[str, Any]]:
+        return self.strategy_optimizer.param_groups if self.strategy_optimizer else []
+
+    def _guard(self) -> None:
+        # After one retreat the guard looks at once, so that the error that may follow knows its cause.
+        self.guard = Guard(lag=self.around.device.type != "cpu" and self.state.lr_scale == 1.0)
+
+    def _take_over(self, carried: Carried) -> None:
+        notes = put(carried.optimizer, self.optimizer, self.model)
+        if self.strategy_optimizer and carried.strategies:
+            notes += put(carried.strategies, self.strategy_optimizer, self.model)
+        if self.ema is not None and carried.weights is not None:
+            # The average goes on from the averaged weights, at which the model stands; training from the others.
+            put_tensors(carried.weights, self.model)
+            self.state.averages_on = True
+        for note in notes:
+            self.around.log.say(f"optimizer state: {note}")
 
     def _ids(self, number: int) -> Tensor | None:
         """The numbers of this step's images, where they look the same in every epoch."""
@@ -184,13 +296,12 @@ class Fit:
         if len(list(self.ema.module.parameters())) != len(list(self.model.parameters())):
             # A search has settled on its gate networks: the average starts anew with the modules that are left.
             self.ema = ModelEmaV3(self.model, decay=self.stage.train.ema)
-        self.ema.update(self.model, step=update)
+        # timm counts the first updates as no average yet, unless it is told no number.
+        self.ema.update(self.model, step=None if self.state.averages_on else update)
 
-    def _terms(self, loss: Tensor, task: Tensor, extra: dict[str, Tensor]) -> dict[str, Tensor]:
-        terms = {"loss": loss.detach(), "task": task.detach(), **{k: v.detach() for k, v in extra.items()}}
-        if extra and self.session.ctx.spent is not None:
-            terms["spent"] = self.session.ctx.spent.detach()
-        return terms
+
+def _lr(optimizer: torch.optim.Optimizer) -> float:
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def _sized(dataset: Any) -> Sized:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from usdcore.files import write_atomic
+from usdcore.files import append_line, whole_lines, write_atomic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,8 +35,7 @@ class RunLog:
 
     def write(self, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+        append_line(self.path, json.dumps({"time": round(time.time(), 3), **values}))
 
     def tick(self, stage: str, epoch: int, epochs: int, share: float) -> None:
         """A step was taken; `share` of the epoch is done."""
@@ -67,15 +66,14 @@ class RunLog:
             self.console.print(f"{stage} {epoch + 1}/{epochs}  {self._words}  {rate}", markup=False, soft_wrap=True)
 
     def rewind(self, lines: int) -> None:
-        """Forget what was written after the checkpoint that the run goes on from."""
+        """Forget what was written after the checkpoint that the run goes on from, and a line that was torn off."""
         if self.path.is_file():
-            kept = self.path.read_text().splitlines(keepends=True)[:lines]
-            write_atomic(self.path, "".join(kept).encode())
+            write_atomic(self.path, b"".join(whole_lines(self.path)[:lines]))
 
     @property
     def lines(self) -> int:
         """How many lines were written so far."""
-        return len(self.path.read_text().splitlines()) if self.path.is_file() else 0
+        return len(whole_lines(self.path))
 
     def close(self) -> None:
         """Take the bar off the terminal."""

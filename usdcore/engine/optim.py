@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,10 +118,3 @@ class Objective:
         """Mean loss of a batch, shape []."""
         value: Tensor = self.loss(output, target)
         return value
-
-
-def check_finite(loss: float, where: str) -> None:
-    """Errors: a loss that is not a number; training on would only lose the last good state."""
-    if not math.isfinite(loss):
-        msg = f"{where}: the loss is {loss}; lower the learning rate (train.lr) or clip gradients (train.clip_grad)"
-        raise UsdcoreError(msg)

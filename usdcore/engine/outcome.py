@@ -13,8 +13,10 @@ import torch
 
 from usdcore.artifact import create, read_plan
 from usdcore.costs import cost
-from usdcore.plans import Plan
+from usdcore.plans import Keep, Plan
+from usdcore.report.result import FORMAT
 from usdcore.runner import gating_of
+from usdcore.shares import removed
 from usdcore.surgery import attach_plan, shrink
 from usdcore.units import find_units
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from usdcore.engine.phases import Run
     from usdcore.gates import Gating
     from usdcore.plans import Base
-    from usdcore.units.types import Units
+    from usdcore.units.types import AttentionUnit, Units
 
 #: A gate counts as dynamic when its execution rate lies between these.
 DYNAMIC = (0.02, 0.98)
@@ -43,6 +45,7 @@ def make_result(run: Run, latency: dict[str, list[dict[str, Any]]]) -> dict[str,
     gate_params = sum(p.numel() for p in gating.parameters()) if gating is not None else 0
     total_epochs = sum(phase.epochs for phase in recipe.phases)
     result = {
+        "format": FORMAT,
         "usdcore": version("usdcore"),
         "recipe": recipe.name,
         "recipe_sha256": run.folder.sha256,
@@ -72,8 +75,10 @@ def make_result(run: Run, latency: dict[str, list[dict[str, Any]]]) -> dict[str,
         "eval": facts["eval"],
         "dial": facts["dial"],
         "structure": _structure(dense_units, units, plan, facts["rates"]),
+        "removed": removed(dense_units, plan, recipe.budget.metric),
         "gates": _gates(gating, facts["rates"]),
         "phases": facts["phases"],
+        "warnings": facts["warnings"],
         "provenance": provenance(run),
     }
     result["budget"] = _budget(run, result["dense"], result["compressed"])
@@ -152,6 +157,8 @@ def _structure(dense: Units, small: Units, plan: Plan, rates: dict[str, float]) 
     """Per block what is left: heads, hidden neurons, execution rates, the gate network."""
     heads, kept_heads = ({u.name: u.num_heads for u in units.attention} for units in (dense, small))
     hidden, kept_hidden = ({u.name: u.hidden for u in units.ffn} for units in (dense, small))
+    cut = {record.group.removesuffix(":v_dims") for record in plan.records if isinstance(record, Keep)}
+    dims = {u.name: _dims_of_heads(u) for u in small.attention if u.name in cut}
     left = set(small.branches)
     networks = {r.site: r.config.get("network", {}).get("use") for r in plan.attached.values()}
     layers = []
@@ -161,12 +168,26 @@ def _structure(dense: Units, small: Units, plan: Plan, rates: dict[str, float]) 
             rate = rates.get(name)
             if name in heads:
                 kept = kept_heads.get(name, 0) if name in left else 0
-                layer["attention"] = {"branch": name, "heads": kept, "heads_dense": heads[name], "rate": rate}
+                layer["attention"] = {
+                    "branch": name,
+                    "heads": kept,
+                    "heads_dense": heads[name],
+                    "dims": dims.get(name) if kept else None,
+                    "rate": rate,
+                }
             elif name in hidden:
                 kept = kept_hidden.get(name, 0) if name in left else 0
                 layer["ffn"] = {"branch": name, "hidden": kept, "hidden_dense": hidden[name], "rate": rate}
         layers.append(layer)
     return layers
+
+
+def _dims_of_heads(unit: AttentionUnit) -> list[int] | None:
+    """How many value dims each head has left, where heads differ from the host's width."""
+    group = next(group for group in unit.groups if group.kind == "v_dims")
+    if group.parent_of is None or group.size == unit.num_heads * unit.v_dim:
+        return None
+    return [int((group.parent_of == head).sum()) for head in range(unit.num_heads)]
 
 
 def _gates(gating: Gating | None, rates: dict[str, float]) -> dict[str, int]:

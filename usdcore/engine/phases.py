@@ -9,18 +9,23 @@ import torch
 
 from usdcore.artifact import create, load, save
 from usdcore.costs import Cost, cost
-from usdcore.engine.checkpoint import read_state, write_state
+from usdcore.engine.carry import Carried
+from usdcore.engine.checkpoint import restoring
 from usdcore.engine.data import sample_seed
 from usdcore.engine.evaluate import calibration_batches, evaluate, evaluation_loader
 from usdcore.engine.fit import Fit, Stage, Surroundings
+from usdcore.engine.guard import BadNumbers
+from usdcore.engine.keep import Epochs
 from usdcore.engine.setup import Strategies, build_model, make_base, make_budget
 from usdcore.errors import UsdcoreError
 from usdcore.plans import Plan, parse_plan
 from usdcore.session import PhaseEnd, Session
 from usdcore.surgery import shrink
+from usdcore.teachers import no_dense
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import nn
 
@@ -29,8 +34,6 @@ if TYPE_CHECKING:
     from usdcore.engine.log import RunLog
     from usdcore.engine.stop import Stop
     from usdcore.recipe import PhaseConfig, Recipe
-
-CHECKPOINT_SECONDS = 120.0
 
 
 class Run:
@@ -50,13 +53,14 @@ class Run:
         self.around = Surroundings(data, recipe.data, recipe.seed, device, log, amp)
         self.base = make_base(recipe.model, recipe.data.input_size, data.in_chans)
         self.strategies = Strategies()
-        self.facts: dict[str, Any] = {"phases": []}
+        self.facts: dict[str, Any] = {"phases": [], "warnings": []}
         self.stage = 0
         self.before = 0.0
+        self.carried: Carried | None = None
+        self.keeper = Epochs(self)
         self._started = time.monotonic()
-        self._written = time.monotonic()
         self._saved: dict[str, Any] | None = None
-        self.session = self._restore() if folder.checkpoint.is_file() else self._fresh()
+        self.session = self._restore() if folder.checkpoints.exist else self._fresh()
 
     @property
     def seconds(self) -> float:
@@ -66,27 +70,40 @@ class Run:
     def execute(self) -> None:
         """Run the phases that are left."""
         for index, phase in enumerate(self.recipe.phases):
-            strategies = self.strategies.of(phase.strategies)
             if index >= self.stage:
-                self._phase(index, phase, strategies)
+                self._phase(index, phase)
 
-    def fit(self, session: Session, stage: Stage, strategies: list[Any]) -> None:
-        """Train a stage, from where a checkpoint left it."""
-        fit = Fit(session, stage, self.around, strategies)
-        if self._saved is not None:
-            fit.load_state_dict(self._saved)
-            self._saved = None
-        fit.run(lambda: self._maybe_write(fit))
+    def fit(self, stage: Stage, phase: PhaseConfig | None = None, *, carries: bool = False) -> Carried | None:
+        """Train `session` through a stage (a phase, or a control), from where a checkpoint left it.
+
+        Returns what the next phase's optimizer may go on with, if `carries`. Errors: a number that is not finite, after
+        going back to a good state and half the learning rate did not help.
+        """
+        with self.stop.held():
+            while True:
+                fit = self._begin(stage, phase)
+                try:
+                    fit.run(self.keeper)
+                    break
+                except BadNumbers as bad:
+                    self._go_back(fit, bad)
+            # What follows can be made again from here.
+            self.keeper.write(fit)
+        carried = fit.carry() if carries else None
+        fit.finish()
+        return carried
 
     def advance(self, session: Session) -> None:
         """A stage is done: the next one starts from here."""
-        self.stage += 1
-        self.session = session
-        self.write(None)
+        with self.stop.held():
+            self.stage += 1
+            self.session = session
+            self.folder.checkpoints.write(self.state(None))
+            self.keeper.sweep()
 
-    def write(self, fit: Fit | None) -> None:
-        """Write the checkpoint. Without `fit` it stands between two stages."""
-        state = {
+    def state(self, fit: Fit | None) -> dict[str, Any]:
+        """All that the rest of the run depends on. Without `fit` it stands between two stages."""
+        return {
             "recipe_sha256": self.folder.sha256,
             "stage": self.stage,
             "plan": self.session.plan.model_dump_json(),
@@ -94,12 +111,18 @@ class Run:
             "facts": self.facts,
             "fit": fit.state_dict() if fit is not None else None,
             "model": self.session.model.state_dict() if fit is None else None,
+            "carried": self.carried.state_dict() if self.carried is not None and fit is None else None,
             "strategies": {name: made.state_dict() for name, made in self.strategies.made.items()},
             "lines": self.log.lines,
             "seconds": self.seconds,
         }
-        write_state(state, self.folder.checkpoint)
-        self._written = time.monotonic()
+
+    def warn(self, text: str, site: str | None = None) -> None:
+        """A line for people that the result repeats; only the first about a site."""
+        known: list[dict[str, str | None]] = self.facts["warnings"]
+        if site is None or all(one["site"] != site for one in known):
+            known.append({"site": site, "text": text})
+            self.log.say(f"warning: {text}")
 
     def top1(self, session: Session) -> float:
         """Of the model as it stands, on the evaluation images at the budget's batch size."""
@@ -116,28 +139,29 @@ class Run:
         """The recipe's training keys with the phase's on top."""
         return self.recipe.train_for(phase)
 
-    def _phase(self, index: int, phase: PhaseConfig, strategies: list[Any]) -> None:
+    def _phase(self, index: int, phase: PhaseConfig) -> None:
         started = time.monotonic()
-        if strategies and "dense" not in self.facts:
+        names = [config.use for config in phase.strategies]
+        compresses = any(strategy.compresses for strategy in self.strategies.of(phase.strategies))
+        if compresses and "dense" not in self.facts:
             self._note_dense(index)
-        self._seed(index)
-        self.session.begin_phase(strategies)
+        self.log.say(f"phase {phase.name}: {phase.epochs} epochs, {', '.join(names) or 'plain training'}")
         first = sum(p.epochs for p in self.recipe.phases[:index])
-        stage = Stage(phase.name, phase.epochs, self.train_config(phase), first)
-        names = ", ".join(strategy.config.use for strategy in strategies) or "plain training"
-        self.log.say(f"phase {phase.name}: {phase.epochs} epochs, {names}")
-        self.fit(self.session, stage, strategies)
-        end = self.session.end_phase(self.calibration()) if strategies else None
+        stage, later = Stage(phase.name, phase.epochs, self.train_config(phase), first), self.recipe.phases[index + 1 :]
+        carries = bool(later) and self.train_config(later[0]).optimizer_state == "carry"
+        carried = self.fit(stage, phase, carries=carries)
+        end = self.session.end_phase(self.calibration()) if names else None
         if end is not None:
             self._note_end(end)
+        self.carried = carried.cut(self.session.slices) if carried is not None and end is not None else carried
         if index + 1 == len(self.recipe.phases):
             self._close()
         fact = {
             "name": phase.name,
             "epochs": phase.epochs,
             "seconds": round(time.monotonic() - started, 2),
-            "strategies": [strategy.config.use for strategy in strategies],
-            "macs_after": float(cost(self.session.units).macs) if strategies else None,
+            "strategies": names,
+            "macs_after": float(cost(self.session.units).macs) if names else None,
             "top1_after": self.top1(self.session),
         }
         self.facts["phases"].append(fact)
@@ -145,8 +169,39 @@ class Run:
         self.log.say(f"phase {phase.name} done: top-1 {fact['top1_after']:.2f} %")
         self.advance(self.session)
 
+    def _begin(self, stage: Stage, phase: PhaseConfig | None) -> Fit:
+        """A stage as it starts, or as a saved state left it."""
+        self._seed(self.stage)
+        strategies = self.strategies.of(phase.strategies) if phase is not None else []
+        self.session.begin_phase(strategies)
+        carried, self.carried = self.carried, None
+        fit = Fit(self.session, stage, self.around, strategies, carried)
+        if self._saved is not None:
+            with restoring(self.folder.checkpoints.last):
+                fit.load_state_dict(self._saved["fit"])
+            self.keeper.restored(fit, self._saved)
+            self._saved = None
+        return fit
+
+    def _go_back(self, fit: Fit, bad: BadNumbers) -> None:
+        """Put the last good state in place, with half the learning rate; the run itself, its log and facts stay.
+
+        Errors: there was a way back before.
+        """
+        state = self.keeper.good
+        if state is None:
+            msg = (
+                f"{bad}; it did so at half the learning rate too. Lower train.lr (or the lr of the strategy that it "
+                "names) or clip gradients (train.clip_grad), and start again in another folder"
+            )
+            raise UsdcoreError(msg) from None
+        epoch = fit.state.epoch + 1
+        self.warn(f"{bad}; going back to the start of epoch {epoch}, on with half the learning rate")
+        self._saved = {**state, "fit": {**state["fit"], "lr_scale": 0.5}}
+        self.session = self._rebuild(state, self.folder.checkpoints.last)
+
     def _note_dense(self, index: int) -> None:
-        """`dense` is the model as it enters the first phase that gates anything."""
+        """`dense` is the model as it enters the first phase that compresses."""
         save(self.session.model, Plan(base=self.base), self.folder.dense)
         self.facts["dense"] = {
             "top1": self.top1(self.session),
@@ -154,6 +209,8 @@ class Run:
         }
 
     def _note_end(self, end: PhaseEnd) -> None:
+        for note in end.notes:
+            self.warn(note)
         if end.searched is not None and "searched" not in self.facts:
             self.facts["searched"] = end.searched
             self.log.say(f"the search came to {end.searched:.4f} of the dense model by itself")
@@ -175,15 +232,9 @@ class Run:
             executed = self.session.execution(self.calibration()).macs
             self.facts["calibrated"] = executed / self.session.dense.macs
 
-    def _maybe_write(self, fit: Fit) -> None:
-        if self.stop.requested:
-            self.write(fit)
-            raise KeyboardInterrupt
-        if time.monotonic() - self._written > CHECKPOINT_SECONDS:
-            self.write(fit)
-
     def _fresh(self) -> Session:
         self.log.rewind(0)
+        self.keeper.sweep()
         self._seed(-1)
         model = build_model(self.base, self.recipe.model)
         return self._session(model, Plan(base=self.base), None)
@@ -193,27 +244,33 @@ class Run:
         torch.manual_seed(sample_seed(self.recipe.seed, stage, -1))
 
     def _restore(self) -> Session:
-        state = read_state(self.folder.checkpoint)
-        if state["recipe_sha256"] != self.folder.sha256:
-            msg = f"{self.folder.checkpoint}: belongs to another recipe; choose another folder with --out"
-            raise UsdcoreError(msg)
-        self.stage, self.facts, self.before, self._saved = (
-            state["stage"],
-            state["facts"],
-            state["seconds"],
-            state["fit"],
-        )
-        self.log.rewind(state["lines"])
+        state, path, wrong = self.folder.checkpoints.read()
+        if wrong:
+            self.log.say(f"{wrong}. Going on from the checkpoint before it")
+        with restoring(path):
+            if state["recipe_sha256"] != self.folder.sha256:
+                msg = f"{path}: belongs to another recipe; choose another folder with --out"
+                raise UsdcoreError(msg)
+            self.stage, self.facts, self.before = state["stage"], state["facts"], state["seconds"]
+            self._saved = state if state["fit"] is not None else None
+            self.carried = Carried.of_state(state["carried"]) if state["carried"] is not None else None
+            session = self._rebuild(state, path)
+            self.log.rewind(state["lines"])
+        self.log.say(f"going on from {path}")
+        return session
+
+    def _rebuild(self, state: dict[str, Any], path: Path) -> Session:
+        """The session of a saved state, with strategies made anew."""
+        self.strategies = Strategies()
         for phase in self.recipe.phases[: self.stage + 1]:
             self.strategies.of(phase.strategies)
         for name, saved in state["strategies"].items():
             if name in self.strategies.made:
                 self.strategies.made[name].load_state_dict(saved)
-        plan = parse_plan(state["plan"], str(self.folder.checkpoint))
+        plan = parse_plan(state["plan"], str(path))
         model = shrink(create(self.base), plan)
         if state["model"] is not None:
             model.load_state_dict(state["model"])
-        self.log.say(f"going on from {self.folder.checkpoint}")
         return self._session(model, plan, Cost(*state["dense"]))
 
     def _session(self, model: nn.Module, plan: Plan, dense: Cost | None) -> Session:
@@ -221,5 +278,5 @@ class Run:
         session = Session(model.to(self.device), example, make_budget(self.recipe.budget), plan, dense)
         session.amp = self.around.amp
         session.known = self.strategies.made
-        session.load_dense = lambda: load(self.folder.dense, self.device)
+        session.load_dense = lambda: load(self.folder.dense, self.device) if "dense" in self.facts else no_dense()
         return session

@@ -1,4 +1,9 @@
-"""Ending a run in good order: a signal asks for it, the training loop writes a checkpoint and stops."""
+"""Ending a run in good order: a signal asks for it, the run ends with a checkpoint that it can go on from.
+
+While a stage is trained or a checkpoint is written the signal is held back until that is safe: training looks at it
+after every step, and writes a checkpoint first. Everywhere else (calibration, surgery, evaluation, latency, the report)
+a checkpoint from which it is made again is there already, so the signal ends the run at once.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +17,43 @@ if TYPE_CHECKING:
 
 
 class Stop:
-    """Set by SIGINT and SIGTERM; looked at after every step, so that a checkpoint is written before the run ends."""
+    """The handler of SIGINT and SIGTERM; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._held = 0
+        self._process = os.getpid()
 
     def __call__(self, number: int, frame: object) -> None:
-        """The signal's handler; a second signal ends the run at once."""
+        """A signal came."""
+        if os.getpid() != self._process:
+            return  # a loader's process, which inherits the handler: the run itself ends it
         if self.requested:
             os._exit(130)
         self.requested = True
+        if not self._held:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, a signal is only noted; one that came ends the run when the block is left well."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+        if not self._held:
+            self.look()
+
+    def look(self) -> None:
+        """End the run if a signal came."""
+        if self.requested:
+            raise KeyboardInterrupt
 
 
 @contextmanager
 def interruptible() -> Iterator[Stop]:
-    """While it is open, SIGINT and SIGTERM set the `Stop` that it gives."""
+    """While it is open, SIGINT and SIGTERM are handled by the `Stop` that it gives."""
     stop = Stop()
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,95 @@
+"""A run that is broken off at any moment goes on with the same command and ends with the same bits."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from tiny import finished, write_tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_harness() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("resume_harness", ROOT / "benchmarks" / "resume.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+harness: Any = load_harness()
+
+ON_THE_WAY = [
+    ("in calibration, at a batch", 27, "SIGTERM", 130, "search"),  # at the phase's end
+    ("in surgery, between two slices", 4, "SIGKILL", -9, "search"),
+    ("in a checkpoint's write, before a rename", 5, "SIGKILL", -9, "finetune"),
+]
+
+
+def broken_off(recipe: Path, out: Path, moment: Any) -> int:
+    """In a fork of this process, which has imported everything already; returns its exit code."""
+    process = multiprocessing.get_context("fork").Process(target=_break_off, args=(str(recipe), str(out), moment))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # later Pythons warn of forks beside threads
+        process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _break_off(recipe: str, out: str, moment: Any) -> None:
+    torch.set_num_threads(1)
+    sys.exit(harness.child(recipe, out, moment, 0.0))
+
+
+def test_broken_off_three_times_on_the_way(tmp_path: Path) -> None:
+    recipe = write_tiny(tmp_path)
+    finished(recipe, tmp_path / "whole")
+    for workers, (point, number, signal, code, phase) in enumerate(ON_THE_WAY):
+        moment = harness.Moment(point, number, workers, signal)
+        assert broken_off(recipe, tmp_path / "broken", moment) == code
+        assert (tmp_path / "broken.moment").read_text() == phase
+    finished(recipe, tmp_path / "broken")
+    assert harness.equal(tmp_path / "broken", tmp_path / "whole")
+    left = {path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()}
+    assert left == {"dense.safetensors", "last.safetensors", "previous.safetensors"}
+
+
+def test_the_page_is_current() -> None:
+    found = json.loads(harness.RESULT.read_text())
+    assert harness.page(found) == harness.PAGE.read_text()
+    assert found["equal_with_0_and_3_workers"]
+    assert all(row["resumed"] and row["equal"] for row in found["rows"])
+    assert len([row for row in found["rows"] if row["signal"] == "SIGKILL"]) >= 20
+    assert {row["phase"] for row in found["rows"]} >= {
+        "dense",
+        "search",
+        "finetune",
+        "evaluation",
+        "latency and report",
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder / "whole", harness.unbroken(harness.RECIPE, folder / "whole", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", harness.moments(), ids=lambda m: f"{m.point} {m.number} {m.signal}")
+def test_broken_off_once(whole: tuple[Path, float], tmp_path: Path, moment: Any) -> None:
+    outcome = harness.try_moment(harness.RECIPE, tmp_path, moment, *whole)
+    assert outcome.resumed
+    assert outcome.equal
