@@ -8,7 +8,6 @@ Shape legend: B batch, N tokens, C width of the stream, n entries of a group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 Scope = Literal["static", "batch", "sample"]
 Mode = Literal["auto", "masked", "skipping"]

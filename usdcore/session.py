@@ -25,16 +25,18 @@ import torch
 from torch import Tensor, nn
 
 from usdcore.check import outputs, require_neutral
-from usdcore.costs import Cost, Tree, cost
-from usdcore.errors import UsdcoreError
+from usdcore.costs import Cost, Tree, cost, fewest
+from usdcore.errors import BudgetMissed, UsdcoreError
 from usdcore.gates import Gating
 from usdcore.measure import Calibration, Execution, calibrate, execute
+from usdcore.nesting import continued
 from usdcore.plans import Drop, Plan
 from usdcore.projection import Limits, Projection, Projector
 from usdcore.runner import attach, detach, gating_of
+from usdcore.sized import SizedProjector
 from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext, Strategy
-from usdcore.surgery import attach_plan, shrink_found
-from usdcore.teachers import Tap, Teacher, primary
+from usdcore.surgery import attach_plan, kept_positions, shrink_found
+from usdcore.teachers import Teacher, primary
 from usdcore.units import find_units
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from usdcore.gates import Gate
     from usdcore.plans import Keep
     from usdcore.strategy import Decision
+    from usdcore.surgery import Positions
 
     Batches = Callable[[], Iterable[Tensor]]
 
@@ -53,11 +56,13 @@ class PhaseEnd:
     """What the end of a phase found: gate rates, and (where something static was decided) the projection.
 
     `searched` is the share of the dense model that the search itself came to, by its own signs, before projection.
+    `notes` are what strategies say that the numbers do not show.
     """
 
     execution: Execution
     projection: Projection | None
     searched: float | None
+    notes: tuple[str, ...] = ()
 
 
 class Session:
@@ -91,10 +96,17 @@ class Session:
         self.amp: Callable[[], AbstractContextManager[Any]] = nullcontext
         #: The dense model, from where it was put aside; without it the model itself is copied, while it is dense.
         self.load_dense: Callable[[], nn.Module] | None = None
+        #: Strategies are only asked whether they fit (see `Attachment.is_dry`).
+        self.is_dry = False
         self.parameter_groups: list[ParameterGroup] = []
         self.ctx = StepContext()
+        #: Which strategy gave each loss term of the last step.
+        self.owners: dict[str, str] = {}
+        #: What the last surgery kept of each tensor, for what else has its shape (an optimizer's moments).
+        self.slices: Positions = {}
         self._teachers: dict[str, Teacher] = {}
-        self._taps: list[Tap] = []
+        self._endings: list[Callable[[], None]] = []
+        self._fewest: dict[str, int] = {}  # of groups about which strategies decide without gates
         self._tree = Tree(self.units, budget.metric)
 
     @property
@@ -111,40 +123,53 @@ class Session:
         """Attach the strategies, and check that with neutral gates the model is still the host, in both modes.
 
         Errors: two strategies at one site that do not compose, a model that is more than the sum of its branches, a
-        budget
-        that can't be reached.
+        budget that can't be reached.
         """
         gating = detach(self.model) or Gating()
-        self._close_taps()
+        self._leave()
         input_shape = tuple(self.example_inputs.shape[1:])
-        site = Attachment(self.model, self.units, self.budget, self.plan, gating, self._teacher)
+        site = Attachment(self.model, self.units, self.budget, self.plan, gating, self._teacher, input_shape)
+        site.is_dry, self._endings = self.is_dry, site.endings
+        site.dense_total = self.dense_total
         self.known |= {strategy.config.use: strategy for strategy in strategies}
         self._renew_gates(gating)
         for strategy in self.known.values():
             for gate in strategy.gates.values():
                 site.claim(strategy, gate)
-        for strategy in strategies:
-            site.current = strategy
-            strategy.attach(site)
+        try:
+            for strategy in strategies:
+                site.current = strategy
+                strategy.attach(site)
+        except UsdcoreError:
+            self._leave()
+            raise
         self.strategies = list(strategies)
-        self.parameter_groups, self._taps = site.parameter_groups, site.taps
+        self.parameter_groups, self._fewest = site.parameter_groups, site.fewest
         if len(gating.gates):
             host = outputs(self.model, input_shape) if strategies else {}
             attach(self.model, self.units, gating.train(self.model.training))
             if strategies:
                 require_neutral(self.model, gating, input_shape, host)
-        # A strategy that decides without gates says only in the end what it may remove.
-        silent = [s for s in strategies if not s.gates and type(s).decide is not Strategy.decide]
-        if len(gating.gates) and strategies and not silent:
+        # A strategy that decides without gates and does not say about what says only in the end what it may remove.
+        deciding = [s for s in strategies if not s.gates and type(s).decide is not Strategy.decide and s.shrinks]
+        silent = [s for s in deciding if s not in site.deciding]
+        if (len(gating.gates) or site.deciding) and strategies and not silent:
             self._check_reachable()
 
     def begin_step(
-        self, step: int, num_steps: int, epoch: int = 0, images: Tensor | None = None, ids: Tensor | None = None
+        self,
+        step: int,
+        num_steps: int,
+        epoch: int = 0,
+        images: Tensor | None = None,
+        lr: float | None = None,
+        ids: Tensor | None = None,
     ) -> None:
-        """Before the forward of a step. `images` are its inputs, which a teacher needs; `ids` [B] (on the CPU) their
-        numbers in the training set, if they look the same in every epoch.
+        """Before the forward of a step. `images` are its inputs, which a teacher needs; `lr` is the optimizer's, which
+        a proximal step needs; `ids` [B] (on the CPU) the images' numbers in the training set, if they look the same in
+        every epoch.
         """
-        self.ctx = StepContext(step, num_steps, epoch, images, ids)
+        self.ctx = StepContext(step, num_steps, epoch, images, lr, ids)
         for strategy in self.strategies:
             strategy.begin_step(self.ctx)
 
@@ -167,6 +192,7 @@ class Session:
                     msg = f"two strategies give a loss term named {name!r}"
                     raise UsdcoreError(msg)
                 terms[name] = term
+                self.owners[name] = strategy.config.use
         return terms
 
     def loss(self, output: Tensor | tuple[Tensor, ...], target: Tensor) -> Tensor:
@@ -189,21 +215,27 @@ class Session:
 
     def end_phase(self, batches: Batches) -> PhaseEnd:
         """Measure gate rates, choose what goes to meet the budget, shrink the model, keep the gates that stay."""
-        self._close_taps()
+        self._leave()
         decisions = [strategy.decide() for strategy in self.strategies]
         execution = self.execution(batches)
         drops = tuple(dict.fromkeys([*(d for decision in decisions for d in decision.drops), *_never(execution)]))
-        projection = self._project(_scores(decisions), execution.rates, drops)
+        sizes = {name: allowed for decision in decisions for name, allowed in decision.sizes.items()}
+        projection = self._project(_scores(decisions), execution.rates, drops, sizes)
         if projection is None:
             static: list[Keep | Drop] = [Drop(branch=name) for name in drops]
             is_dynamic = bool(execution.rates) and self.budget.metric == "macs"
             searched = execution.macs / self.dense.macs if is_dynamic else None
+            if any(decision.within is not None for decision in decisions):
+                searched = self._tree.decided(dict.fromkeys(drops, 0)) / self.dense_total
         else:
             static = projection.records
             is_ranking = all(decision.ranking for decision in decisions if decision.scores)
             searched = None if is_ranking else (projection.before + self._gate_cost()) / self.dense_total
+        if searched is not None and not execution.rates:
+            _require_met(decisions, searched, self.budget.target)
         self._apply(static, execution, settle=False)
-        return PhaseEnd(execution, projection, searched)
+        notes = tuple(decision.note for decision in decisions if decision.note)
+        return PhaseEnd(execution, projection, searched, notes)
 
     def calibrate(self, batches: Batches, target: float | None = None, tolerance: float = 0.0005) -> Calibration | None:
         """Set the gates' threshold so that `target` (a share of the dense MACs; default: the budget) is executed.
@@ -231,7 +263,9 @@ class Session:
     def _teacher(self, key: str, build: Callable[[], nn.Module] | None) -> Teacher:
         if key not in self._teachers:
             device = next(self.model.parameters()).device
-            self._teachers[key] = Teacher((build or self._dense_model)().to(device))
+            # A run that goes on makes its teachers anew: what is drawn after that must not depend on it.
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                self._teachers[key] = Teacher((build or self._dense_model)().to(device))
         return self._teachers[key]
 
     def _dense_model(self) -> nn.Module:
@@ -242,10 +276,10 @@ class Session:
             raise UsdcoreError(msg)
         return copy.deepcopy(self.model)
 
-    def _close_taps(self) -> None:
-        for tap in self._taps:
-            tap.close()
-        self._taps = []
+    def _leave(self) -> None:
+        """Undo what strategies did to the host for the length of a phase, the last first."""
+        while self._endings:
+            self._endings.pop()()
 
     def _spent(self, gating: Gating) -> tuple[Tensor, Tensor]:
         state, scale = gating.state, self._tree.total / self.dense_total
@@ -267,12 +301,20 @@ class Session:
         dynamic = [gate for gate in gating.all() if gate.scope != "static"]
         return sum(parameter.numel() for gate in dynamic for parameter in gate.parameters())
 
-    def _project(self, scores: Mapping[str, Any], rates: dict[str, float], drops: tuple[str, ...]) -> Projection | None:
+    def _project(
+        self,
+        scores: Mapping[str, Any],
+        rates: dict[str, float],
+        drops: tuple[str, ...],
+        sizes: dict[str, tuple[int, ...]],
+    ) -> Projection | None:
         if not scores:
             return None
         spare = self._gate_cost()
         static = None if self.budget.static is None else self.budget.static * self.dense_total - spare
         limits = Limits(self.budget.target * self.dense_total - spare, static)
+        if sizes:
+            return SizedProjector(self.units, self._tree, scores, rates, sizes).project(limits, drops)
         return Projector(self.units, self._tree, scores, rates).project(limits, drops)
 
     def _apply(self, static: Sequence[Keep | Drop], execution: Execution, settle: bool) -> None:
@@ -280,11 +322,12 @@ class Session:
         gone = {record.branch for record in static if isinstance(record, Drop)}
         attached = [r for s in self.known.values() for r in s.records(gone, execution.rates, settle)]
         attached += [record for record in self.plan.attached.values() if record.plugin not in self.known]
-        training, old = self.model.training, detach(self.model)
-        self.model, self.units = shrink_found(self.model, self.units, Plan(records=tuple(static)), self.example_inputs)
+        training, old, cut = self.model.training, detach(self.model), Plan(records=tuple(static))
+        self.plan = continued(self.plan.without_gates(), [*static, *attached], self.units)
+        self.slices = kept_positions(self.units, cut)
+        self.model, self.units = shrink_found(self.model, self.units, cut, self.example_inputs)
         self.model.train(training)
         self._tree = Tree(self.units, self.budget.metric)
-        self.plan = self.plan.without_gates().then([*static, *attached])
         attach_plan(self.model, self.units, self.plan, {name: type(made) for name, made in self.known.items()})
         if old is not None and self.gating is not None:
             self.gating.carry_over(old)
@@ -297,12 +340,14 @@ class Session:
             strategy.gates = {r.site: cast("Gate", gating.gates[r.key]) for r in own} if gating else {}
 
     def least(self) -> float:
-        """The least share of the dense model that the gates now attached can reach: all off that they may touch."""
+        """The least share of the dense model that can be reached now: all off that gates may touch, and the fewest left
+        of what strategies decide about without.
+        """
         gates = list(self.gating.all()) if self.gating is not None else []
         counted = [gate for gate in gates if self.budget.metric == "macs" or gate.scope == "static"]
         blocks = {block.name: block.units for block in self.units.blocks}
         sites = {own for gate in counted for site in gate.sites for own in blocks.get(site, (site,))}
-        groups = {name: 1 for name in sites if name in self.units.groups}
+        groups = fewest(self.units, sites) | self._fewest
         branches = {name: 0 for name in sites if name in self.units.branches}
         return (self._tree.decided(groups | branches) + self._gate_cost()) / self.dense_total
 
@@ -325,6 +370,17 @@ def _scores(decisions: Sequence[Decision]) -> dict[str, Any]:
             new = tensor.detach().cpu().double()
             scores[site] = new if site not in scores else torch.minimum(scores[site], new)
     return {site: tensor.numpy() for site, tensor in scores.items()}
+
+
+def _require_met(decisions: Sequence[Decision], searched: float, target: float) -> None:
+    """Errors: a search that promises to meet the budget by itself has not."""
+    for decision in decisions:
+        if decision.within is not None and abs(searched - target) > decision.within:
+            msg = (
+                f"the search came to {searched:.4f} of the dense model by itself and {target:g} was asked for, which "
+                f"is further off than {decision.within:g}. {decision.account}"
+            )
+            raise BudgetMissed(msg)
 
 
 def _never(execution: Execution) -> list[str]:

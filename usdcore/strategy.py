@@ -13,7 +13,7 @@ from usdcore.errors import UsdcoreError
 from usdcore.plans import gate_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
     from torch import Tensor, nn
 
@@ -43,6 +43,7 @@ class StepContext:
     num_steps: int = 1
     epoch: int = 0
     images: Tensor | None = None  # this step's inputs [B, C, H, W], where the training loop hands them over
+    lr: float | None = None  # of the model's optimizer in this step
     ids: Tensor | None = None  # each image's number in the training set [B], where it looks alike in every epoch
     output: Tensor | None = None  # logits [B, K]
     outputs: tuple[Tensor, ...] = ()  # all that the model gave: a distillation token's logits come second
@@ -93,15 +94,24 @@ class Attachment:
         plan: Plan,
         gating: Gating,
         teachers: Callable[[str, Callable[[], nn.Module] | None], Teacher],
+        input_shape: tuple[int, ...],
     ) -> None:
         self.model = model
         self.units = units
         self.budget = budget
         self.plan = plan
         self.gating = gating
+        self.input_shape = input_shape  # of one image, [C, H, W]
         self.device = next(model.parameters()).device
+        #: Nothing will be trained: weights that would have to be fetched from elsewhere may be left as they are made.
+        self.is_dry = False
+        #: What the dense model costs in the budget's metric.
+        self.dense_total = units.macs if budget.metric == "macs" else units.params
         self.parameter_groups: list[ParameterGroup] = []
-        self.taps: list[Tap] = []
+        self.endings: list[Callable[[], None]] = []
+        #: How few entries may be left of each group about which a strategy decides without a gate.
+        self.fewest: dict[str, int] = {}
+        self.deciding: list[Strategy] = []
         self._acting: dict[str, list[Strategy]] = {}
         self._teachers = teachers
         self.current: Strategy | None = None
@@ -118,8 +128,22 @@ class Attachment:
 
     def claim(self, strategy: Strategy, gate: Gate) -> None:
         """Note that a strategy acts at a gate's sites; refuse it where another one does and they do not compose."""
+        self._claim(strategy, gate.sites)
+
+    def decides(self, fewest: Mapping[str, int]) -> None:
+        """This strategy will say in the end what is left of these groups, without gates until then. `fewest` entries of
+        each it would leave at least, so that a budget out of reach is refused now.
+
+        Errors: as `gate`.
+        """
+        assert self.current is not None
+        self._claim(self.current, fewest)
+        self.fewest |= fewest
+        self.deciding.append(self.current)
+
+    def _claim(self, strategy: Strategy, sites: Iterable[str]) -> None:
         groups, blocks = self.units.groups, {block.name: block.units for block in self.units.blocks}
-        for name in [own for site in gate.sites for own in blocks.get(site, (site,))]:
+        for name in [own for site in sites for own in blocks.get(site, (site,))]:
             kind = groups[name].kind if name in groups else "branch"
             for other in self._acting.setdefault(name, []):
                 if other is not strategy and (kind not in other.composes or kind not in strategy.composes):
@@ -134,7 +158,7 @@ class Attachment:
 
     def teacher(self, key: str, build: Callable[[], nn.Module] | None = None) -> Teacher:
         """The frozen teacher `key`, made by `build` on first use and then shared; "dense" is the model as it entered
-        the first phase that compresses, and needs no `build`.
+        the first phase that compresses, and needs no `build`. A key says everything that `build` depends on.
         """
         return self._teachers(key, build)
 
@@ -142,8 +166,13 @@ class Attachment:
         """Watch what a module gives, of the model itself or of a teacher's; the phase's end takes the tap off."""
         from usdcore.teachers import Tap
 
-        self.taps.append(Tap(self.model if model is None else model, module))
-        return self.taps[-1]
+        tap = Tap(self.model if model is None else model, module)
+        self.at_end(tap.close)
+        return tap
+
+    def at_end(self, action: Callable[[], None]) -> None:
+        """Do this when the phase is over, before anything is decided: to leave the host as it was found."""
+        self.endings.append(action)
 
     def param_group(self, group: ParameterGroup) -> None:
         """Train these parameters too, with their own learning rate and weight decay."""
@@ -156,12 +185,20 @@ class Decision:
 
     `scores`: per branch (shape []) or group (shape [n]) how much each entry is worth keeping; an entry below 0 is one
     that the strategy itself would remove, unless it is a mere `ranking`, in which 0 means nothing and the search is not
-    judged by it. The budget picks the threshold. `drops` are decided already.
+    judged by it. The budget picks the threshold. `drops` are decided already. With `within` the strategy promises that
+    its own signs come that near to the budget, as a share of the dense model; where they do not, `account` says why.
+    `sizes` are the numbers of entries, ascending, of which a group with scores may be left with one; the budget is then
+    met from below, as near as they allow. A group in another's entries, or with one in its own, may have a single size.
+    `note` is what a reader of the result must know that its numbers do not show.
     """
 
     scores: dict[str, Tensor] = field(default_factory=dict)
     drops: tuple[str, ...] = ()
     ranking: bool = False
+    within: float | None = None
+    account: str = ""
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    note: str = ""
 
 
 class Strategy:
@@ -174,6 +211,17 @@ class Strategy:
         self.config = config
         #: This strategy's gates now on the model, by site; the session keeps it current when the model is shrunk.
         self.gates: dict[str, Gate] = {}
+
+    @property
+    def compresses(self) -> bool:
+        """Whether this strategy may remove or skip anything; one that only adds to the loss does not."""
+        decides = type(self).decide is not Strategy.decide
+        return decides or type(self).records is not Strategy.records
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether it may meet a budget: what compresses but is still counted whole (single zeros) does not."""
+        return self.compresses
 
     def attach(self, site: Attachment) -> None:
         """A phase begins: put gates at sites. Called again in each phase that names the strategy, on the shrunk
