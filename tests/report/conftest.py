@@ -36,7 +36,8 @@ def make_layers(num_layers: int = 4, gated: bool = True) -> list[dict[str, Any]]
     layers = []
     for i in range(num_layers):
         heads, hidden = (0 if i % 4 == 3 else 6 - i % 3), (0 if i % 5 == 2 else 1536 - 240 * (i % 6))
-        attention = {"branch": f"blocks.{i}.attn", "heads": heads, "heads_dense": 6, "rate": None}
+        attention: dict[str, Any] = {"branch": f"blocks.{i}.attn", "heads": heads, "heads_dense": 6, "rate": None}
+        attention["dims"] = [64 - 8 * h for h in range(heads)] if heads and i % 2 else None
         ffn = {"branch": f"blocks.{i}.mlp", "hidden": hidden, "hidden_dense": 1536, "rate": None}
         if gated:
             attention["rate"] = None if heads == 0 or i % 7 == 6 else round(1 - 0.13 * (i % 5), 2)

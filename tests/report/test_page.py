@@ -155,3 +155,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_atomic(path, "text")
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in path.parent.iterdir()] == ["f"]
+
+
+def test_a_report_says_what_the_numbers_do_not_show(run_dir):
+    run = run_dir(warnings=[{"site": "blocks.1.mlp", "text": "usdc-dynamic kept blocks.1.mlp off in every step"}])
+    _, page, markdown = written(run)
+    for text in (page.text, markdown):
+        assert "Warning: usdc-dynamic kept blocks.1.mlp off in every step." in text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
+from usdcore.errors import UsdcoreError
 from usdcore.files import write_atomic
 from usdcore.report import canvas, words
 from usdcore.report.figure import dial_figure, structure_figure
@@ -40,6 +41,9 @@ def write_report(run_dir: Path) -> Report:
         UsdcoreError: the run has no result yet, or one that can't be read.
     """
     result = read_result(run_dir)
+    if (run_dir / FIGURES).is_symlink():
+        msg = f"{run_dir / FIGURES}: a link to another folder, which a report never writes to; remove it"
+        raise UsdcoreError(msg)
     figures, notes = _write_figures(result, run_dir)
     stems = {path.stem: path for path in figures if path.suffix == ".svg"}
     page = {

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from usdcore.errors import UsdcoreError
+from usdcore.errors import UsdcoreError, brief
+from usdcore.files import read_bytes
+from usdcore.jsontext import parse_json
 from usdcore.report.text import one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 RESULT_FILE = "result.json"
+FORMAT = 1
+"""Of result.json; one without a number is of the first."""
+
+# A result may be somebody else's: what it holds is bounded before a page or a figure is made of it.
+MAX_BYTES = 2**22
+MAX_NUMBER = 1e18
+MAX_ROWS = 256
 
 # Names come from users and plugins and end up in terminals, SVG and HTML: each is one line of printable characters.
-Line = Annotated[str, AfterValidator(one_line)]
+Line = Annotated[str, Field(max_length=4000), AfterValidator(one_line)]
 
 
 class Record(BaseModel):
     """Common base: unknown keys are welcome (a newer writer), known ones are checked."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and abs(value) > MAX_NUMBER:
+                raise ValueError(f"{name} is beyond {MAX_NUMBER:g}")
+            if isinstance(value, tuple | dict) and len(value) > MAX_ROWS:
+                raise ValueError(f"{name} has more than {MAX_ROWS} entries")
+        return self
 
 
 class Latency(Record):
@@ -96,8 +115,10 @@ class KeptAttention(Record):
     """What is left of one attention branch; `heads` 0: the branch was removed; `rate` None: it has no gate."""
 
     branch: Line
-    heads: int
-    heads_dense: int
+    heads: int = Field(ge=0)
+    heads_dense: int = Field(ge=1)
+    dims: tuple[int, ...] | None = None
+    """Value dims left in each head, where any were cut."""
     rate: float | None = None
 
     @property
@@ -115,8 +136,8 @@ class KeptFeedForward(Record):
     """What is left of one feed-forward branch; `hidden` 0: the branch was removed; `rate` None: it has no gate."""
 
     branch: Line
-    hidden: int
-    hidden_dense: int
+    hidden: int = Field(ge=0)
+    hidden_dense: int = Field(ge=1)
     rate: float | None = None
 
     @property
@@ -179,6 +200,13 @@ class Data(Record):
     test_images: int | None = None
 
 
+class Warned(Record):
+    """What a reader must know that the numbers do not show: a gate that collapsed, zeros that are counted whole."""
+
+    text: Line
+    site: Line | None = None
+
+
 class Provenance(Record):
     """The conditions under which the numbers hold."""
 
@@ -208,8 +236,10 @@ class Result(Record):
     eval: tuple[Evaluation, ...] = ()
     dial: tuple[DialPoint, ...] = ()
     structure: tuple[Layer, ...] = ()
+    removed: dict[Line, float] = Field(default_factory=dict)
     gates: Gates
     phases: tuple[Phase, ...] = ()
+    warnings: tuple[Warned, ...] = ()
     provenance: Provenance
     note: Line | None = None
 
@@ -230,14 +260,25 @@ def read_result(run_dir: Path) -> Result:
         UsdcoreError: the run is unfinished (no result yet), or the file is not a result that this version can read.
     """
     path = run_dir / RESULT_FILE
+    if not path.exists():
+        raise UsdcoreError(_unfinished(run_dir))
+    stated = _parsed(path)
+    version = stated.get("format", FORMAT) if isinstance(stated, dict) else FORMAT
+    if version != FORMAT:
+        msg = f"{path}: a result of format {brief(str(version))}, and this usdcore reads {FORMAT}; install another"
+        raise UsdcoreError(msg)
     try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsdcoreError(_unfinished(run_dir)) from None
-    try:
-        return Result.model_validate_json(text)
+        return Result.model_validate(stated)
     except ValidationError as error:
-        raise UsdcoreError(_unreadable(path, error)) from None
+        raise UsdcoreError(_unreadable(path, _mistakes(error))) from None
+
+
+def _parsed(path: Path) -> Any:
+    content = read_bytes(path, MAX_BYTES)
+    try:
+        return parse_json(content, "the file")
+    except UsdcoreError as error:
+        raise UsdcoreError(_unreadable(path, [f"  {error}"])) from None
 
 
 def _unfinished(run_dir: Path) -> str:
@@ -251,10 +292,14 @@ def _unfinished(run_dir: Path) -> str:
     )
 
 
-def _unreadable(path: Path, error: ValidationError) -> str:
-    found = error.errors()
+def _mistakes(error: ValidationError) -> list[str]:
+    found = error.errors(include_url=False, include_input=False, include_context=False)
     lines = [f"  {'.'.join(map(str, item['loc'])) or 'the file'}: {item['msg']}" for item in found[:5]]
     if len(found) > 5:
         lines.append(f"  and {len(found) - 5} more")
+    return lines
+
+
+def _unreadable(path: Path, lines: list[str]) -> str:
     hint = "it was edited or comes from another version; the same `usdcore run` command writes it again"
     return "\n".join([f"{path}: not a result that this version of usdcore can read ({hint})", *lines])

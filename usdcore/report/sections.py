@@ -10,7 +10,7 @@ from usdcore.report.table import Table, headline, latency_at, latency_conditions
 from usdcore.report.text import NOT_APPLICABLE, NOT_RUN
 
 if TYPE_CHECKING:
-    from usdcore.report.result import Kept, Result
+    from usdcore.report.result import Kept, KeptAttention, Result
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ def sections(result: Result) -> tuple[Section, ...]:
         Section(
             "headline",
             "Before and after",
-            tuple(words.comparison(result, control) for control in result.controls),
+            (
+                *(words.comparison(result, control) for control in result.controls),
+                *(f"Warning: {warned.text}." for warned in result.warnings),
+            ),
             headline(result),
         ),
         Section("budget", "Budget", words.budget_sentences(result), _budget_table(result)),
@@ -111,16 +114,28 @@ def _dial(result: Result) -> Section:
 def _structure(result: Result) -> Section:
     if not result.structure:
         return Section("structure", "Structure", (f"The model's structure: {NOT_RUN}.",))
+    is_ragged = any(layer.attention is not None and layer.attention.dims for layer in result.structure)
     rows = tuple(
         (
             layer.block,
             layer.gate_network or NOT_APPLICABLE,
             *_branch_cells(layer.attention),
             *_branch_cells(layer.ffn),
+            *((_dims(layer.attention),) if is_ragged else ()),
         )
         for layer in result.structure
     )
-    columns = ("block", "gate network", "heads", "heads, dense", "MHSA rate", "hidden", "hidden, dense", "FFN rate")
+    columns: tuple[str, ...] = (
+        "block",
+        "gate network",
+        "heads",
+        "heads, dense",
+        "MHSA rate",
+        "hidden",
+        "hidden, dense",
+        "FFN rate",
+    )
+    columns += ("value dims of each head",) if is_ragged else ()
     sentences = (
         "What is kept of each block; a rate says how often a gated branch was executed on the evaluation images. "
         "A branch without a gate is always executed.",
@@ -133,6 +148,10 @@ def _structure(result: Result) -> Section:
         "structure",
         "For each block: heads and hidden neurons kept, as bars against the dense model, with execution rates.",
     )
+
+
+def _dims(kept: KeptAttention | None) -> str:
+    return NOT_APPLICABLE if kept is None or not kept.dims else " ".join(str(number) for number in kept.dims)
 
 
 def _branch_cells(kept: Kept | None) -> tuple[str, str, str]:

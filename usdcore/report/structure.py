@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from usdcore.report import canvas, text, words
+from usdcore.report.result import KeptAttention
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,6 +92,8 @@ class StructureDrawing:
         _box(axes, (BAR_X, top, BAR_WIDTH), canvas.GHOST)
         _box(axes, (BAR_X, top, length), colour)
         label = f"{kept.kept} of {kept.dense} {noun}"
+        if isinstance(kept, KeptAttention) and kept.dims:
+            label += f", {sum(kept.dims)} value dims"
         inside = length > 1.35
         x, tone = (BAR_X + 0.07, ON_DEEP) if inside else (BAR_X + length + 0.07, canvas.INK)
         axes.text(x, middle, label, fontsize=7.5, color=tone, va="center")

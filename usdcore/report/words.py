@@ -55,7 +55,8 @@ def budget_sentences(result: Result) -> tuple[str, ...]:
         asked += f" Calibrated: {text.percent(budget.calibrated)} on calibration images."
     if budget.achieved is not None:
         asked += f" Measured: {text.percent(budget.achieved)} on evaluation images."
-    return tuple(sentence for sentence in (verdict(result), asked, _search_sentence(result)) if sentence)
+    sentences = (verdict(result), asked, _search_sentence(result), _removed_sentence(result))
+    return tuple(sentence for sentence in sentences if sentence)
 
 
 def _search_sentence(result: Result) -> str:
@@ -68,6 +69,13 @@ def _search_sentence(result: Result) -> str:
         limit = text.points(SEARCH_TOLERANCE)
         return f"{found}: more than {limit}, so the final projection, not the search, chose the size."
     return f"{found}, before the final projection."
+
+
+def _removed_sentence(result: Result) -> str:
+    """What was cut out for good, and what each kind of it saved."""
+    nouns = {"v_dims": "value dims of heads", "hidden": "hidden neurons"}
+    parts = [f"{nouns.get(kind, kind)} {text.percent(share)}" for kind, share in result.removed.items() if share > 0]
+    return f"Of the dense model's {metric(result)} went for good with: {', '.join(parts)}." if parts else ""
 
 
 def promise(result: Result, row: Evaluation) -> str:
