@@ -24,6 +24,7 @@ import torch
 from usdcore.artifact import create
 from usdcore.engine import fit as fitting
 from usdcore.engine.data import DataSets
+from usdcore.engine.keep import copied
 from usdcore.engine.log import RunLog
 from usdcore.engine.setup import Strategies, make_base, make_budget
 from usdcore.engine.watch import Watch
@@ -75,7 +76,9 @@ def measure(name: str, batch_size: int, steps: int, clip: str) -> dict[str, obje
         whole.append(time.perf_counter() - started)
         looking.append(sum(SPENT))
         fit.state.step += 1
-    warm = steps // 3
+    started = time.perf_counter()
+    copied(fit.state_dict())
+    remembering, warm = time.perf_counter() - started, steps // 3
     step, spent = statistics.median(whole[warm:]), statistics.median(looking[warm:])
     return {
         "recipe": name,
@@ -84,6 +87,7 @@ def measure(name: str, batch_size: int, steps: int, clip: str) -> dict[str, obje
         "step_seconds": step,
         "looking_seconds": spent,
         "share": spent / step,
+        "once_an_epoch_seconds": remembering,
     }
 
 

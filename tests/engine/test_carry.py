@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from test_surgery import ONE, masked, random_plan
+from tiny import finished, write_tiny
 from torch import nn
 from zoo import INPUT, KINDS, randomise
 
+from usdcore.engine import phases
 from usdcore.engine.carry import Carried, cut, cut_tensors, put, put_tensors, take
 from usdcore.engine.checkpoint import read_state, write_state
+from usdcore.engine.fit import Fit, Stage
 from usdcore.runner import detach
 from usdcore.surgery import kept_positions, shrink, slice_tensor
 from usdcore.units import find_units
@@ -131,3 +134,32 @@ def test_tensors_that_no_longer_fit_stay(vit: nn.Module) -> None:
     before = vit.head.bias.detach().clone()
     put_tensors(tensors, vit)
     assert torch.equal(vit.head.bias, before)
+
+
+def test_a_run_hands_its_state_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimizers of a phase begin with the moments of the one before; the average goes on beside the weights."""
+    begun: dict[str, tuple[int, int, bool]] = {}
+    real = phases.Run._begin
+
+    def begin(self: phases.Run, stage: Stage, phase: object) -> Fit:
+        fit = real(self, stage, phase)  # type: ignore[arg-type]
+        assert fit.ema is not None
+        apart = not torch.equal(fit.model.head.weight, fit.ema.module.head.weight)
+        gates = fit.strategy_optimizer.state if fit.strategy_optimizer is not None else {}
+        begun[stage.name] = len(fit.optimizer.state), len(gates), apart
+        for group in fit.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = fit.optimizer.state.get(parameter)
+                assert state is None or state["exp_avg"].shape == parameter.shape
+        return fit
+
+    monkeypatch.setattr(phases.Run, "_begin", begin)
+    result = finished(write_tiny(tmp_path), tmp_path / "carry", "train.ema=0.9")
+    hidden = [layer["ffn"]["hidden"] for layer in result["structure"]]
+    assert min(hidden) < 128
+    assert begun["dense"] == (0, 0, False)
+    assert begun["search"][0] > 20
+    assert begun["search"][1:] == (0, True)  # its gates are new
+    assert begun["finetune"][0] > 10
+    assert begun["finetune"][1] > 0
+    assert begun["finetune"][2]

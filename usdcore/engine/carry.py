@@ -40,7 +40,7 @@ class Named:
 
 
 def take(optimizer: torch.optim.Optimizer, model: nn.Module) -> Named:
-    """What `optimizer` holds for the parameters of `model`, copied; parameters that are not the model's are left out."""
+    """What `optimizer` holds for the parameters of `model`, copied, without parameters that are not the model's."""
     named = Named(_kind(optimizer))
     if hasattr(optimizer, "base_optimizer"):
         named.notes.append(f"{named.kind} wraps another optimizer, whose state stays behind")

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from usdcore.recipe import PhaseConfig, Recipe
 
 
+MOST_WARNINGS = 200
+
+
 class Run:
     """A recipe being run. `facts` collects what the result will say; `stage` counts phases, then the controls."""
 
@@ -121,8 +124,9 @@ class Run:
         """A line for people that the result repeats; only the first about a site."""
         known: list[dict[str, str | None]] = self.facts["warnings"]
         if site is None or all(one["site"] != site for one in known):
-            known.append({"site": site, "text": text})
             self.log.say(f"warning: {text}")
+            if len(known) < MOST_WARNINGS:
+                known.append({"site": site, "text": text})
 
     def top1(self, session: Session) -> float:
         """Of the model as it stands, on the evaluation images at the budget's batch size."""
