@@ -154,7 +154,10 @@ class Attachment:
 
     def base_indices(self, group: str) -> tuple[int, ...] | None:
         """Where the entries of a group stood in the base model; None if the group is whole."""
-        return self.plan.keep(group)
+        from usdcore.nesting import left
+
+        nested = {own.name: own for own in self.units.nested.values()}
+        return left(self.plan, nested[group]) if group in nested else self.plan.keep(group)
 
     def teacher(self, key: str, build: Callable[[], nn.Module] | None = None) -> Teacher:
         """The frozen teacher `key`, made by `build` on first use and then shared; "dense" is the model as it entered
