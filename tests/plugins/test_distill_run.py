@@ -11,7 +11,7 @@ import torch
 from distilling import VIT, weights_of
 from zoo import randomise
 
-from usdcore.engine import phases, pipeline
+from usdcore.engine import keep, pipeline
 from usdcore.engine.dryrun import dry_run
 from usdcore.errors import UsdcoreError
 from usdcore.recipe import RecipeError, dump_recipe, load_recipe
@@ -67,23 +67,22 @@ def run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_broken_run_ends_with_the_same_weights(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken off while the cache is filled, when it is full, and in the search with its learned maps."""
     unbroken = run(tmp_path / "unbroken")
-    real = phases.Run.write
+    real = keep.Epochs.after_step
     for stop_after in (3, 8, 15):
-        written = 0
+        steps = 0
 
-        def write(self: Any, fit: Any, stop_after: int = stop_after) -> None:
-            nonlocal written
+        def after_step(self: Any, fit: Any, stop_after: int = stop_after) -> None:
+            nonlocal steps
             real(self, fit)
-            written += 1
-            if written == stop_after:
+            steps += 1
+            if steps == stop_after:
+                self.write(fit)
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(phases, "CHECKPOINT_SECONDS", 0.0)
-        monkeypatch.setattr(phases.Run, "write", write)
+        monkeypatch.setattr(keep.Epochs, "after_step", after_step)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / f"{stop_after}")
-        monkeypatch.setattr(phases, "CHECKPOINT_SECONDS", 1e9)
-        monkeypatch.setattr(phases.Run, "write", real)
+        monkeypatch.setattr(keep.Epochs, "after_step", real)
         again = run(tmp_path / f"{stop_after}")
         assert again.keys() == unbroken.keys()
         assert all(torch.equal(again[name], unbroken[name]) for name in unbroken), stop_after
