@@ -112,9 +112,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         if not good:
             lines.append(f"| {target:g} | {len(own)} | {len(own)} | | | | | | | | | |")
             continue
-        kinds = [
-            f"{_mean(row['removed'][kind] for row in good):.3f}" for kind in ("blocks", "heads", "v_dims", "hidden")
-        ]
+        kinds = [f"{_mean(row['removed'][kind] for row in good):.3f}" for kind in KINDS]
         worst = max(abs(row["searched"] - target) for row in good)
         cells = [f"{target:g}", len(own), len(own) - len(good), f"{_mean(r['searched'] for r in good):.4f}"]
         cells += [f"{worst:.4f}", f"{_mean(r['projected'] for r in good):.4f}", *kinds]
