@@ -33,11 +33,11 @@ from usdcore.nesting import continued
 from usdcore.plans import Drop, Plan
 from usdcore.projection import Limits, Projection, Projector
 from usdcore.runner import attach, detach, gating_of
-from usdcore.sized import SizedProjector
-from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext, Strategy
+from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext, Strategy, unchanged
 from usdcore.surgery import attach_plan, kept_positions, shrink_found
 from usdcore.teachers import Teacher, primary
 from usdcore.units import find_units
+from usdcore.units.types import is_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -94,6 +94,9 @@ class Session:
         self.known: dict[str, Strategy] = {}
         #: A context for each forward on calibration images, as evaluation will use (autocast, or nothing).
         self.amp: Callable[[], AbstractContextManager[Any]] = nullcontext
+        #: How calibration images are run, and a tensor's mean over all processes: for a loop that runs in several.
+        self.execute: Callable[..., Execution] = execute
+        self.mean: Callable[[Tensor], Tensor] = unchanged
         #: The dense model, from where it was put aside; without it the model itself is copied, while it is dense.
         self.load_dense: Callable[[], nn.Module] | None = None
         #: Strategies are only asked whether they fit (see `Attachment.is_dry`).
@@ -143,6 +146,7 @@ class Session:
         except UsdcoreError:
             self._leave()
             raise
+        _require_no_reader(gating, site.fewest)
         self.strategies = list(strategies)
         self.parameter_groups, self._fewest = site.parameter_groups, site.fewest
         if len(gating.gates):
@@ -169,7 +173,7 @@ class Session:
         a proximal step needs; `ids` [B] (on the CPU) the images' numbers in the training set, if they look the same in
         every epoch.
         """
-        self.ctx = StepContext(step, num_steps, epoch, images, lr, ids)
+        self.ctx = StepContext(step, num_steps, epoch, images, lr, ids, mean=self.mean)
         for strategy in self.strategies:
             strategy.begin_step(self.ctx)
 
@@ -211,7 +215,7 @@ class Session:
 
     def execution(self, batches: Batches) -> Execution:
         """What the gated model executes on calibration images."""
-        return execute(self.model, self.units, self.gating, batches(), self.amp)
+        return self.execute(self.model, self.units, self.gating, batches(), self.amp)
 
     def end_phase(self, batches: Batches) -> PhaseEnd:
         """Measure gate rates, choose what goes to meet the budget, shrink the model, keep the gates that stay."""
@@ -289,7 +293,10 @@ class Session:
             static = static + self._gate_cost() / self.dense_total
             return static, static
         gates = gating.macs() / self.dense.macs
-        return self._tree.expected(state.keeps(), device) * scale + gates, static + gates
+        spent = self._tree.expected(state.keeps(), device) * scale + gates, static + gates
+        if not state.dynamic:  # static gates draw the same in every process
+            return spent
+        return cast("tuple[Tensor, Tensor]", self.mean(torch.stack(spent)).unbind())
 
     def _gate_cost(self) -> int:
         """What the dynamic gates themselves cost in the budget's metric."""
@@ -313,9 +320,7 @@ class Session:
         spare = self._gate_cost()
         static = None if self.budget.static is None else self.budget.static * self.dense_total - spare
         limits = Limits(self.budget.target * self.dense_total - spare, static)
-        if sizes:
-            return SizedProjector(self.units, self._tree, scores, rates, sizes).project(limits, drops)
-        return Projector(self.units, self._tree, scores, rates).project(limits, drops)
+        return Projector(self.units, self._tree, scores, rates, sizes).project(limits, drops)
 
     def _apply(self, static: Sequence[Keep | Drop], execution: Execution, settle: bool) -> None:
         """Replace the model by a smaller one; weights, and the gates that stay, carry over."""
@@ -360,6 +365,18 @@ class Session:
                 f"be pruned"
             )
             raise UsdcoreError(msg)
+
+
+def _require_no_reader(gating: Gating, deciding: Iterable[str]) -> None:
+    """Errors: a residual stream is to lose channels that gates on the model read."""
+    widths = [name for name in deciding if is_width(name)]
+    taps = [gate.tap for gate in gating.all() if gate.tap is not None]
+    if widths and taps:
+        msg = (
+            f"{widths[0]} can't be cut while gates read the stream (at {taps[0]}), as they are made for its channels; "
+            f"cut it in a phase before the one that first names the gates"
+        )
+        raise UsdcoreError(msg)
 
 
 def _scores(decisions: Sequence[Decision]) -> dict[str, Any]:

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from usdcore.units.types import Units
 
 
+def unchanged(x: Tensor) -> Tensor:
+    """The mean over one process."""
+    return x
+
+
 @dataclass(frozen=True)
 class Budget:
     """The target as a share of the dense model. `static`, if given, bounds the shrunk model alone with all gates on."""
@@ -50,6 +55,10 @@ class StepContext:
     target: Tensor | None = None
     spent: Tensor | None = None  # the budget's metric, gates included
     spent_static: Tensor | None = None  # the same with every dynamic gate on
+    #: The mean of a tensor over the processes of a run, to be called in all of them; alone, the tensor itself. `spent`
+    #: is one already. A loss that is no mean over images (a square of one, an entropy) takes it of the means inside, so
+    #: that it is the whole batch's; what decides must. The gradient is this process's own: gradients are averaged.
+    mean: Callable[[Tensor], Tensor] = unchanged
     claimed: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -142,9 +151,10 @@ class Attachment:
         self.deciding.append(self.current)
 
     def _claim(self, strategy: Strategy, sites: Iterable[str]) -> None:
-        groups, blocks = self.units.groups, {block.name: block.units for block in self.units.blocks}
+        blocks = {block.name: block.units for block in self.units.blocks}
         for name in [own for site in sites for own in blocks.get(site, (site,))]:
-            kind = groups[name].kind if name in groups else "branch"
+            group = self.units.group(name)
+            kind = "branch" if group is None else group.kind
             for other in self._acting.setdefault(name, []):
                 if other is not strategy and (kind not in other.composes or kind not in strategy.composes):
                     names = f"{other.config.use} and {strategy.config.use}"
@@ -156,8 +166,8 @@ class Attachment:
         """Where the entries of a group stood in the base model; None if the group is whole."""
         from usdcore.nesting import left
 
-        nested = {own.name: own for own in self.units.nested.values()}
-        return left(self.plan, nested[group]) if group in nested else self.plan.keep(group)
+        own = self.units.groups.get(group)
+        return left(self.plan, own) if own is not None and own.slots is not None else self.plan.keep(group)
 
     def teacher(self, key: str, build: Callable[[], nn.Module] | None = None) -> Teacher:
         """The frozen teacher `key`, made by `build` on first use and then shared; "dense" is the model as it entered
@@ -209,6 +219,9 @@ class Strategy:
 
     #: Sites at which this strategy's factors multiply with those of others. Elsewhere it must be alone.
     composes: frozenset[str] = frozenset({"branch", "heads", "hidden"})
+    #: Keys of `state_dict` under which is what this process alone has seen, where a run has several; all else must be
+    #: the same in every process, which is checked at the end of each phase.
+    own: frozenset[str] = frozenset()
 
     def __init__(self, config: Any) -> None:
         self.config = config

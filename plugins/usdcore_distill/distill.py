@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Distill(Strategy):
     """Adds alpha times the distillation losses, and leaves 1 - alpha for the task's."""
 
+    own = frozenset({"cache"})  # each process keeps the logits of the images that it was given
+
     def __init__(self, config: DistillConfig) -> None:
         super().__init__(config)
         if not isinstance(config.teacher, str):

@@ -16,6 +16,7 @@ from usdcore.hooks import registry
 from usdcore.plans import Attach
 from usdcore.strategy import Attachment, Decision, ParameterGroup, StepContext, Strategy
 from usdcore_usdc.layer_gate import Grouping, LayerGate
+from usdcore_usdc.relax import information
 from usdcore_usdc.resource import resource_losses
 
 if TYPE_CHECKING:
@@ -77,9 +78,10 @@ class Dynamic(Strategy):
         """Eq. 9's resource term and the reward for information."""
         ramp = self.config.ramp if self.anneals else 0.0
         terms = resource_losses(ctx, self.budget, self.config.resource_weight, ramp)
-        informed = [gate.information for gate in self.layer_gates if gate.information is not None]
-        if self.config.information_weight > 0 and informed:
-            terms["information"] = -self.config.information_weight * torch.cat(informed).mean()
+        seen = [gate.seen for gate in self.layer_gates if gate.seen is not None]
+        if self.config.information_weight > 0 and seen:
+            informed = information(torch.cat(seen, dim=1), ctx.mean)
+            terms["information"] = -self.config.information_weight * informed.mean()
         return terms
 
     def decide(self) -> Decision:

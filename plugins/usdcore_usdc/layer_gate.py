@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from usdcore.gates import Draw, ForwardState, Gate, Scope
 from usdcore.groups import group_ids
-from usdcore_usdc.relax import information, logistic_noise, straight_through
+from usdcore_usdc.relax import logistic_noise, straight_through
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,13 +57,13 @@ class LayerGate(Gate):
         self.tau = 1.0
         self.noise = 0.0
         self.gumbel = False
-        self.information: Tensor | None = None  # of the last training forward, per decision
+        self.seen: Tensor | None = None  # the logits [B, S] of the last training forward
         self.mixture: Tensor | None = None  # the candidates' weights in the last training forward
         self.configs: dict[str, Any] = {}  # the options of each network, for the record
 
     def __getstate__(self) -> dict[str, Any]:
         # What belongs to a forward is part of its graph, which a deepcopy (for averaged weights) can't take.
-        return {**self.__dict__, "information": None, "mixture": None}
+        return {**self.__dict__, "seen": None, "mixture": None}
 
     def weights(self) -> Tensor:
         """Softmax of the choice over candidates [K]; with Gumbel noise in training where that is asked for."""
@@ -92,7 +92,7 @@ class LayerGate(Gate):
         """
         assert x_BNC is not None
         logits_BS = self.logits(x_BNC)
-        self.information = information(logits_BS) if self.training else None
+        self.seen = logits_BS if self.training else None
         if self.training and self.grouping is not None:
             keep_BS = self._grouped(logits_BS, state)
         elif self.scope == "batch":

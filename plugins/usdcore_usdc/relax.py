@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+from usdcore.strategy import unchanged
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def logistic_noise(like: Tensor) -> Tensor:
@@ -19,14 +26,14 @@ def straight_through(logit: Tensor, tau: float) -> Tensor:
     return hard + (soft - soft.detach())
 
 
-def information(logit_BS: Tensor) -> Tensor:
+def information(logit_BS: Tensor, mean: Callable[[Tensor], Tensor] = unchanged) -> Tensor:
     """Mutual information in nats between each decision and the image, H(mean p) - mean H(p) with p = sigmoid(logit);
-    shape [S].
+    shape [S]. `mean` gives the mean over the processes that share a batch.
 
     0 for a gate that decides alike for every image, log 2 for one that is sure of each and on for half of them.
     """
     p_BS = torch.sigmoid(logit_BS)
-    return _entropy(p_BS.mean(dim=0)) - _entropy(p_BS).mean(dim=0)
+    return _entropy(mean(p_BS.mean(dim=0))) - _entropy(p_BS).mean(dim=0)
 
 
 def _entropy(p: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def lay_out(model: nn.Module, units: Units, kinds: frozenset[str]) -> Layout:
         branch = unit.branch.name if unit.branch else None
         for group in unit.groups:
             wanted = "dims" if group.kind == "v_dims" else group.kind
-            if group.kind in found and wanted in kinds and group.reason is None and group.mask is not None:
+            if group.kind in found and wanted in kinds and group.reason is None:
                 row = Row(group.name, group.macs_per_entry, branch, block_of.get(branch or ""))
                 found[group.kind].append((row, group))
 
@@ -151,12 +151,12 @@ def _dims(model: nn.Module, found: dict[str, list[tuple[Row, Group]]], device: t
 def _columns(model: nn.Module, groups: list[Group], device: torch.device) -> Columns:
     weights, widths, entries, total = [], [], [torch.zeros(0, dtype=torch.int64)], 0
     for group in groups:
-        assert group.mask is not None
-        weight = model.get_submodule(group.mask.module).get_parameter("weight")
-        entry_of = torch.from_numpy(group.mask.entry_of)
-        entries.append(torch.where(entry_of < 0, -1, entry_of + total))
-        weights.append(weight)
-        widths.append(weight.shape[1])
+        for point in group.masks:
+            weight = model.get_submodule(point.module).get_parameter("weight")
+            entry_of = torch.from_numpy(point.entry_of)
+            entries.append(torch.where(entry_of < 0, -1, entry_of + total))
+            weights.append(weight)
+            widths.append(weight.shape[1])
         total += group.size
     entry_of = torch.cat(entries)
     return Columns(weights, widths, torch.where(entry_of < 0, total, entry_of).to(device), total)

@@ -75,7 +75,7 @@ class Solver:
             return {}
         gate, smoothing = self.gate, SMOOTHING * max(1, ctx.num_steps * (1 - self.config.warmup))
         assert gate.keep is not None
-        self._slopes = _slope(spent, gate.keep)
+        self._slopes = ctx.mean(_slope(spent, gate.keep))
         self.distance = self.distance + (spent.detach() - self.budget(active) - self.distance) / max(1.0, smoothing)
         if gate.drawn is None or gate.settled is not None or self.config.gate_weight == 0:
             return {}

@@ -85,7 +85,7 @@ def write_state(state: dict[str, Any], path: Path, keep: Path | None = None) -> 
     `keep`. Errors: a disk or folder that can't take it.
     """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_encode(state, tensors), allow_nan=False)
+    text = json.dumps(encode(state, tensors), allow_nan=False)
     write_tensors(path, KIND, text, tensors, keep)
 
 
@@ -95,7 +95,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     header, tensors = read_tensors(path, KIND)
     try:
-        state = _decode(parse_json(header.text, "its state"), tensors)
+        state = decode(parse_json(header.text, "its state"), tensors)
         if not isinstance(state, dict):
             raise TypeError("no mapping")
     except (LookupError, TypeError, ValueError, UsdcoreError) as error:
@@ -104,34 +104,36 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+def encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A tree as JSON can hold it; its tensors are put into `tensors` under names of their own."""
     if isinstance(value, Tensor):
         name = f"t{len(tensors)}"
         tensors[name] = value
         return {_TENSOR: name}
     if isinstance(value, dict):
-        return {_MAP: [[key, _encode(item, tensors)] for key, item in value.items()]}
+        return {_MAP: [[key, encode(item, tensors)] for key, item in value.items()]}
     if isinstance(value, tuple):
-        return {_TUPLE: [_encode(item, tensors) for item in value]}
+        return {_TUPLE: [encode(item, tensors) for item in value]}
     if isinstance(value, list):
-        return [_encode(item, tensors) for item in value]
+        return [encode(item, tensors) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return {_FLOAT: str(value)}  # JSON has no such numbers
     return value
 
 
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `encode`. Errors: `LookupError`, `TypeError` or `ValueError` for what it did not make."""
     if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
+        return [decode(item, tensors) for item in value]
     if isinstance(value, dict):
         ((tag, content),) = value.items()
         if tag == _TENSOR:
             return tensors[content]
         if tag == _TUPLE:
-            return tuple(_decode(item, tensors) for item in content)
+            return tuple(decode(item, tensors) for item in content)
         if tag == _FLOAT:
             return float(content)
         if tag == _MAP:
-            return {key: _decode(item, tensors) for key, item in content}
+            return {key: decode(item, tensors) for key, item in content}
         raise ValueError(f"{tag!r} is no tag")
     return value

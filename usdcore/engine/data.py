@@ -113,12 +113,20 @@ def steps_per_epoch(length: int, batch_size: int) -> int:
 
 
 def train_loader(
-    datasets: DataSets, config: DataConfig, seed: int, epoch: int, start_step: int = 0, *, pin_memory: bool = False
+    datasets: DataSets,
+    config: DataConfig,
+    seed: int,
+    epoch: int,
+    start_step: int = 0,
+    *,
+    rows: Sequence[int] | None = None,
+    pin_memory: bool = False,
 ) -> DataLoader[Any]:
     """Augmented batches (images [B, C, H, W], labels [B], on the CPU) of one epoch, from step `start_step` on.
 
     Batches that remain after `start_step` are the same as in an unbroken epoch. A training set smaller than a batch
-    makes one step of all its images; otherwise every batch is full, and each epoch leaves out other images.
+    makes one step of all its images; otherwise every batch is full, and each epoch leaves out other images. With `rows`
+    only these rows of each batch, in this order: a process's share.
 
     Raises:
         UsdcoreError: there are fewer than 2 training images.
@@ -131,13 +139,14 @@ def train_loader(
         raise UsdcoreError(msg)
     steps = steps_per_epoch(length, config.batch_size)
     assert 0 <= start_step <= steps, f"step {start_step} of an epoch of {steps} steps"
-    whole = length >= config.batch_size
-    start = start_step * config.batch_size if whole else start_step * length
+    batch_size = min(length, config.batch_size)
+    order = list(EpochOrder(length, seed, epoch))
+    rows = range(batch_size) if rows is None else rows
+    chosen = [order[step * batch_size + row] for step in range(start_step, steps) for row in rows]
     return _Loader(
         SeededDataset(datasets.train, seed, epoch),
-        batch_size=config.batch_size,
-        sampler=EpochOrder(length, seed, epoch, start),
-        drop_last=whole,
+        batch_size=len(rows),
+        sampler=chosen,
         **_loading(config.workers, pin_memory),
     )
 
@@ -149,6 +158,7 @@ def eval_loader(
     subset: int | None = None,
     sort_by_class: bool = False,
     *,
+    turn: tuple[int, int] = (0, 1),
     workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:
@@ -160,6 +170,7 @@ def eval_loader(
         seed: shuffle by it; None keeps the data set's own order.
         subset: only the first so many images of that order; all of them where the set is smaller.
         sort_by_class: order the chosen images by label, which is the hardest order for gates shared by a batch.
+        turn: (r, w): only the batches r, r + w, r + 2w, ...; there may be none.
         workers: loader processes.
         pin_memory: for CUDA only.
 
@@ -175,6 +186,8 @@ def eval_loader(
     if sort_by_class:
         labels = _labels(dataset, order)
         order.sort(key=lambda index: labels[index])
+    firsts = range(turn[0] * batch_size, len(order), turn[1] * batch_size)
+    order = [index for first in firsts for index in order[first : first + batch_size]]
     return _Loader(dataset, batch_size=batch_size, sampler=order, **_loading(workers, pin_memory))
 
 

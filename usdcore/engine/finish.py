@@ -40,24 +40,34 @@ class Finish:
 
     def execute(self) -> dict[str, Any]:
         """The result, after it was written."""
-        phases = len(self.recipe.phases)
+        phases, processes = len(self.recipe.phases), self.run.processes
         if self.run.stage == phases:
-            self._save_and_evaluate()
+            self._note_dense()
+            self.facts.update(processes.from_first(self._save_and_evaluate))
             self.run.advance(self._control_session() if self.recipe.controls else self.run.session)
         if self.run.stage == phases + 1:
             if self.recipe.controls:
                 self._train_control()
             self.run.advance(self.run.session)
+        result: dict[str, Any] = processes.from_first(self._result)
+        return result
+
+    def _result(self) -> dict[str, Any]:
         result = make_result(self.run, self._latency())
         write_atomic(self.folder.path / "result.json", (json.dumps(result, indent=1) + "\n").encode())
         write_report(self.folder.path)
         return result
 
-    def _save_and_evaluate(self) -> None:
-        run, session = self.run, self.run.session
+    def _note_dense(self) -> None:
+        """Of a run that compresses nothing, the dense model is the one that it ends with."""
+        run = self.run
         if "dense" not in self.facts:
-            save(session.model, Plan(base=run.base), self.folder.dense)
-            self.facts["dense"] = {"top1": run.top1(session), "epochs": sum(p.epochs for p in self.recipe.phases)}
+            run.keep_model(Plan(base=run.base), self.folder.dense)
+            self.facts["dense"] = {"top1": run.top1(run.session), "epochs": sum(p.epochs for p in self.recipe.phases)}
+
+    def _save_and_evaluate(self) -> dict[str, Any]:
+        """What it adds to the facts."""
+        run, session = self.run, self.run.session
         save(session.model, session.plan, self.folder.model)
         run.log.say(f"saved {self.folder.model}; evaluating it in a new process")
         self.facts["eval"] = self._in_new_process()
@@ -76,6 +86,7 @@ class Finish:
         turned = [self._dial(here, target) for target in self.recipe.evaluate.dial]
         self.facts["dial"] = [row for row in turned if row is not None]
         session.plan = threshold_plan
+        return {key: self.facts[key] for key in ("eval", "standard_error", "rates", "dial")}
 
     def _dial(self, here: Assessor, target: float) -> dict[str, Any] | None:
         try:
@@ -109,7 +120,7 @@ class Finish:
         run.log.say(f"control: the narrow dense model, {epochs} epochs")
         run.fit(Stage("control narrow", epochs, run.train_config(self.recipe.phases[0]), epochs))
         session = run.session
-        save(session.model, session.plan, self.folder.control("narrow"))
+        run.keep_model(session.plan, self.folder.control("narrow"))
         found: Cost = cost(session.units)
         self.facts["narrow"] = {
             "name": "narrow",

@@ -1,12 +1,14 @@
 """The training loop of one stage of a run: a phase, or a control that is trained equally long.
 
 What is random in a step is seeded by (seed, update): nothing of the generators' state needs saving, and a run that
-goes on from a checkpoint takes the same steps as one that never stopped.
+goes on from a checkpoint takes the same steps as one that never stopped. Under several processes each takes its rows of
+every batch; what strategies and their static gates draw is the same in all of them, what the host's layers draw is not.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,20 +16,25 @@ import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 
+from usdcore.engine.buckets import average_step
 from usdcore.engine.carry import Carried, put, put_tensors, take
 from usdcore.engine.data import EpochOrder, sample_seed, steps_per_epoch, train_loader
-from usdcore.engine.guard import BadNumbers, Guard, NotFinite, Place, bad_weight, find_cause, gradient_norm
+from usdcore.engine.guard import BadNumbers, Guard, NotFinite, Place, agreed, bad_weight, find_cause, gradient_norm
 from usdcore.engine.optim import Objective, Schedule, model_optimizer, strategy_optimizer
+from usdcore.engine.processes import ALONE
+from usdcore.engine.spread import OwnDraws, rows_of
 from usdcore.engine.watch import Watch
 from usdcore.teachers import primary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sized
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
     from usdcore.engine.data import DataSets
     from usdcore.engine.log import RunLog
+    from usdcore.engine.processes import Processes
     from usdcore.recipe import DataConfig, TrainConfig
     from usdcore.session import Session
     from usdcore.strategy import Strategy
@@ -53,6 +60,7 @@ class Surroundings:
     device: torch.device
     log: RunLog
     amp: Callable[[], Any]
+    processes: Processes = ALONE
 
 
 class Keeper(Protocol):
@@ -103,8 +111,10 @@ class Fit:
         length = len(_sized(around.data.train))
         self.steps = steps_per_epoch(length, around.data_config.batch_size)
         self.schedule = Schedule(self.optimizer, stage.train, stage.epochs, self.steps)
+        world = around.processes.world
+        self._rows = rows_of(min(length, around.data_config.batch_size), around.processes.rank, world)
         self.ema = ModelEmaV3(self.model, decay=stage.train.ema) if stage.train.ema else None
-        self.state, self.watch = FitState(), Watch(session)
+        self.state, self.watch = FitState(), Watch(session, around.processes)
         self.sums: dict[str, Tensor] = {}
         self._order: tuple[int, Tensor] | None = None
         if carried is not None:
@@ -173,15 +183,15 @@ class Fit:
     def _epoch(self, keeper: Keeper) -> None:
         around, started, first = self.around, time.perf_counter(), self.state.step
         epoch = self.stage.first_epoch + self.state.epoch
-        pin = around.device.type == "cuda"
-        loader = train_loader(around.data, around.data_config, around.seed, epoch, start_step=first, pin_memory=pin)
+        pin, rows = around.device.type == "cuda", None if around.processes.world == 1 else self._rows
+        loader = train_loader(around.data, around.data_config, around.seed, epoch, first, rows=rows, pin_memory=pin)
         images_seen = 0
         for images, target in loader:
             terms = self._step(images.to(around.device, non_blocking=True), target.to(around.device, non_blocking=True))
             for name, term in terms.items():
                 self.sums[name] = self.sums[name] + term if name in self.sums else term
             self.state.step += 1
-            images_seen += len(images)
+            images_seen += len(images) * around.processes.world
             around.log.tick(self.stage.name, self.state.epoch, self.stage.epochs, self.state.step / self.steps)
             if self.state.step < self.steps:
                 keeper.after_step(self)
@@ -203,16 +213,24 @@ class Fit:
     def _step(self, images: Tensor, target: Tensor) -> dict[str, Tensor]:
         try:
             loss, terms = self._forward(images, target)
-            self.guard.loss(loss)
-            self._update(loss, terms)
+            found = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+            if self.around.processes.is_alone:
+                self.guard.loss(loss)
+            found = self._backward(loss, found)
+            self._update(found)
         except NotFinite:
-            cause = find_cause(self.session, images, lambda: self._forward(images, target)[1])
-            raise BadNumbers(self.place, cause) from None
+            raise BadNumbers(self.place, self._cause(images, target)) from None
         self.watch.look()
-        found = {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
         if len(terms) > 1 and self.session.ctx.spent is not None:
             found["spent"] = self.session.ctx.spent.detach()
         return found
+
+    def _cause(self, images: Tensor, target: Tensor) -> str:
+        """What made the numbers bad, in the processes where they are."""
+        processes = self.around.processes
+        with processes.apart():
+            own = find_cause(self.session, images, lambda: self._forward(images, target)[1])
+        return agreed(processes.exchange(own))
 
     def _forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a step, and its terms by name: the task's, then the strategies'."""
@@ -222,21 +240,36 @@ class Fit:
         np.random.seed(seed % 2**32)
         images, target = self.objective.mix(images, target)
         self._set_rates(update)
-        ids, steps = self._ids(len(images)), self.steps * self.stage.epochs
+        ids, steps = self._ids(), self.steps * self.stage.epochs
         self.session.begin_step(update, steps, self.state.epoch, images, _lr(self.optimizer), ids)
         with self.around.amp():
-            output = self.model(images)
+            with self._own_draws(seed):
+                output = self.model(images)
             task = self.objective(primary(output), target)
             extra = self.session.losses(output, target)
             loss = sum(extra.values(), start=self.session.task_weight * task)
         return loss, {"task": task, **extra}
 
-    def _update(self, loss: Tensor, terms: dict[str, Tensor]) -> None:
+    def _own_draws(self, seed: int) -> AbstractContextManager[None]:
+        processes = self.around.processes
+        if processes.world == 1:
+            return nullcontext()
+        return OwnDraws(self.model, sample_seed(seed, processes.rank, -1), self.around.device)
+
+    def _backward(self, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gradients, and the loss terms: of all processes together where there are several."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.strategy_optimizer:
             self.strategy_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.guard.gradients(self.place, terms, self._clip())
+        if self.around.processes.is_alone:
+            return terms
+        terms = average_step(self.around.processes, self.model, self._trained, terms)
+        self.guard.loss(terms["loss"])
+        return terms
+
+    def _update(self, terms: dict[str, Tensor]) -> None:
+        self.guard.gradients(self.place, {k: v for k, v in terms.items() if k != "loss"}, self._clip())
         self.session.after_backward()
         self.optimizer.step()
         if self.strategy_optimizer:
@@ -278,7 +311,7 @@ class Fit:
         for note in notes:
             self.around.log.say(f"optimizer state: {note}")
 
-    def _ids(self, number: int) -> Tensor | None:
+    def _ids(self) -> Tensor | None:
         """The numbers of this step's images, where they look the same in every epoch."""
         around = self.around
         if around.data_config.augment != "none" or self.objective.mixup is not None:
@@ -288,7 +321,7 @@ class Fit:
             order = EpochOrder(len(_sized(around.data.train)), around.seed, epoch)
             self._order = epoch, torch.tensor(list(order))
         first = self.state.step * around.data_config.batch_size
-        return self._order[1][first : first + number]
+        return self._order[1][[first + row for row in self._rows]]
 
     def _average(self, update: int) -> None:
         if self.ema is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from usdcore.runner import CHILD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 GATES = f"{CHILD}.gates."
 SMALL = 2**14
+OVERFLOW = "the gradients are not finite, but each loss term's own are: their sum overflows"
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,15 @@ def find_cause(session: Session, images: Tensor, forward: Callable[[], Mapping[s
         parts.append(f"every loss term is not finite ({', '.join(bad)})" if len(bad) > 1 else "the loss is not finite")
     else:
         parts += _bad_gradients(session, terms)
-    return "; ".join(parts) or "the gradients are not finite, but each loss term's own are: their sum overflows"
+    return "; ".join(parts) or OVERFLOW
+
+
+def agreed(causes: Sequence[str]) -> str:
+    """The causes that processes found, where they found one, each for those of the batch's rows that it has."""
+    if len(set(causes)) == 1:
+        return causes[0]
+    found = [f"process {rank}: {cause}" for rank, cause in enumerate(causes) if cause != OVERFLOW]
+    return ". ".join(found)
 
 
 def bad_weight(model: nn.Module) -> str | None:

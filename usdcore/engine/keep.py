@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from usdcore.engine.checkpoint import read_state, write_state
+from usdcore.engine.own import mine, with_all
 from usdcore.errors import UsdcoreError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Epochs:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.good: dict[str, Any] | None = None
-        self._seconds = run.recipe.checkpoint.seconds
+        self._seconds, self._processes = run.recipe.checkpoint.seconds, run.processes
         self._last_write = time.monotonic()
 
     def begin_epoch(self, fit: Fit) -> None:
@@ -39,10 +40,15 @@ class Epochs:
         self.good = copied(self.run.state(fit)) if fit.state.lr_scale == 1.0 else None
 
     def after_step(self, fit: Fit) -> None:
-        """Write a checkpoint if it is time or a signal came, which then ends the run."""
-        if self.run.stop.requested or time.monotonic() - self._last_write >= self._seconds:
+        """Write a checkpoint if it is time by the first process's clock or a signal came to any, which then ends the
+        run.
+        """
+        is_time = self._processes.is_first and time.monotonic() - self._last_write >= self._seconds
+        is_time, is_stopped = self._processes.any(is_time, self.run.stop.requested)
+        if is_time or is_stopped:
             self.write(fit)
-        self.run.stop.look()
+        if is_stopped:
+            raise KeyboardInterrupt
 
     def collapsed(self, fit: Fit, found: list[dict[str, str]]) -> None:
         """Warn of each gate that collapsed, once a run."""
@@ -51,21 +57,36 @@ class Epochs:
 
     def write(self, fit: Fit) -> None:
         """A checkpoint of this moment; in the middle of an epoch, its start beside it."""
-        state = self.run.state(fit)
-        if self.good is not None and fit.state.step > 0:
-            path = self._path(fit)
-            if not path.is_file():
-                write_state(self.good, path)
-        self.run.folder.checkpoints.write(state)
-        self.sweep(keep=2)
+        path, made = self._path(fit), self.run.strategies.made
+        state, good = with_all(self.run.state(fit), made, self._processes), None
+        if self.good is not None and fit.state.step > 0 and not self._processes.from_first(path.is_file):
+            good = with_all(self.good, made, self._processes)
+
+        def write() -> None:
+            if good is not None:
+                write_state(good, path)
+            self.run.folder.checkpoints.write(state)
+            self.sweep(keep=2)
+
+        self._processes.from_first(write)
         self._last_write = time.monotonic()
+
+    def write_between(self) -> None:
+        """A checkpoint between two stages."""
+        state = with_all(self.run.state(None), self.run.strategies.made, self._processes)
+
+        def write() -> None:
+            self.run.folder.checkpoints.write(state)
+            self.sweep()
+
+        self._processes.from_first(write)
 
     def restored(self, fit: Fit, state: dict[str, Any]) -> None:
         """The run goes on from `state`; in the middle of an epoch, its start is in a file."""
         if fit.state.step == 0 or fit.state.lr_scale != 1.0:
             return
         try:
-            self.good = read_state(self._path(fit))
+            self.good = mine(read_state(self._path(fit)), self._processes)
             is_ours = self.good["recipe_sha256"] == self.run.folder.sha256
         except (UsdcoreError, KeyError):
             is_ours = False

@@ -80,3 +80,22 @@ class RunLog:
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._task = None, None
+
+
+class SilentLog(RunLog):
+    """For a process that leaves speaking and writing to another."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def write(self, **values: Any) -> None:
+        """Nothing."""
+
+    def tick(self, stage: str, epoch: int, epochs: int, share: float) -> None:
+        """Nothing."""
+
+    def epoch(self, stage: str, epoch: int, epochs: int, means: dict[str, float], images_per_second: float) -> None:
+        """Nothing."""
+
+    def rewind(self, lines: int) -> None:
+        """Nothing."""

@@ -94,6 +94,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "device": _device_words(run.device),
         "threads": torch.get_num_threads(),
+        "processes": run.processes.world,
         "seed": run.recipe.seed,
         "data": {
             "source": run.recipe.data.source,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +13,14 @@ from usdcore.costs import Cost, cost
 from usdcore.engine.carry import Carried
 from usdcore.engine.checkpoint import restoring
 from usdcore.engine.data import sample_seed
-from usdcore.engine.evaluate import calibration_batches, evaluate, evaluation_loader
+from usdcore.engine.digest import digest
+from usdcore.engine.evaluate import calibration_batches, evaluate, evaluation_loader, execute
 from usdcore.engine.fit import Fit, Stage, Surroundings
 from usdcore.engine.guard import BadNumbers
 from usdcore.engine.keep import Epochs
+from usdcore.engine.own import mine
 from usdcore.engine.setup import Strategies, build_model, make_base, make_budget
+from usdcore.engine.spread import batch_norm_warning, notes
 from usdcore.errors import UsdcoreError
 from usdcore.plans import Plan, parse_plan
 from usdcore.session import PhaseEnd, Session
@@ -24,14 +28,11 @@ from usdcore.surgery import shrink
 from usdcore.teachers import no_dense
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from torch import nn
 
-    from usdcore.engine.data import DataSets
     from usdcore.engine.folder import RunFolder
-    from usdcore.engine.log import RunLog
     from usdcore.engine.stop import Stop
     from usdcore.recipe import PhaseConfig, Recipe
 
@@ -42,19 +43,10 @@ MOST_WARNINGS = 200
 class Run:
     """A recipe being run. `facts` collects what the result will say; `stage` counts phases, then the controls."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        folder: RunFolder,
-        data: DataSets,
-        device: torch.device,
-        log: RunLog,
-        amp: Callable[[], Any],
-        stop: Stop,
-    ) -> None:
-        self.recipe, self.folder, self.data, self.device, self.log, self.stop = recipe, folder, data, device, log, stop
-        self.around = Surroundings(data, recipe.data, recipe.seed, device, log, amp)
-        self.base = make_base(recipe.model, recipe.data.input_size, data.in_chans)
+    def __init__(self, recipe: Recipe, folder: RunFolder, around: Surroundings, stop: Stop) -> None:
+        self.recipe, self.folder, self.around, self.stop = recipe, folder, around, stop
+        self.data, self.device, self.log, self.processes = around.data, around.device, around.log, around.processes
+        self.base = make_base(recipe.model, recipe.data.input_size, self.data.in_chans)
         self.strategies = Strategies()
         self.facts: dict[str, Any] = {"phases": [], "warnings": []}
         self.stage = 0
@@ -64,6 +56,8 @@ class Run:
         self._started = time.monotonic()
         self._saved: dict[str, Any] | None = None
         self.session = self._restore() if folder.checkpoints.exist else self._fresh()
+        # Nobody writes a checkpoint before everybody has read the last one.
+        self.processes.same_everywhere(f"{self.stage} {self._saved is None}", "the place that the run stands at")
 
     @property
     def seconds(self) -> float:
@@ -71,7 +65,9 @@ class Run:
         return self.before + time.monotonic() - self._started
 
     def execute(self) -> None:
-        """Run the phases that are left."""
+        """Run the phases that are left. Errors: processes that come to different plans or weights."""
+        if self.stage < len(self.recipe.phases):
+            self._note_processes()
         for index, phase in enumerate(self.recipe.phases):
             if index >= self.stage:
                 self._phase(index, phase)
@@ -101,8 +97,7 @@ class Run:
         with self.stop.held():
             self.stage += 1
             self.session = session
-            self.folder.checkpoints.write(self.state(None))
-            self.keeper.sweep()
+            self.keeper.write_between()
 
     def state(self, fit: Fit | None) -> dict[str, Any]:
         """All that the rest of the run depends on. Without `fit` it stands between two stages."""
@@ -118,6 +113,7 @@ class Run:
             "strategies": {name: made.state_dict() for name, made in self.strategies.made.items()},
             "lines": self.log.lines,
             "seconds": self.seconds,
+            "processes": self.processes.world,
         }
 
     def warn(self, text: str, site: str | None = None) -> None:
@@ -131,13 +127,15 @@ class Run:
     def top1(self, session: Session) -> float:
         """Of the model as it stands, on the evaluation images at the budget's batch size."""
         size, seed, workers = self.recipe.budget.batch_size, self.recipe.seed, self.recipe.data.workers
-        loader = evaluation_loader(self.data.test, size, seed, "shuffled", workers)
-        return evaluate(session.model, session.units, loader, self.around.amp).top1
+        loader = evaluation_loader(self.data.test, size, seed, "shuffled", workers, self.processes)
+        return evaluate(session.model, session.units, loader, self.around.amp, self.processes).top1
 
     def calibration(self) -> Any:
-        """Batches of calibration images."""
+        """This process's batches of calibration images."""
         images, size = self.recipe.evaluate.calibration_images, self.recipe.budget.batch_size
-        return calibration_batches(self.data.train_eval, size, self.recipe.seed, images, self.device)
+        return calibration_batches(
+            self.data.train_eval, size, self.recipe.seed, images, self.device, processes=self.processes
+        )
 
     def train_config(self, phase: PhaseConfig) -> Any:
         """The recipe's training keys with the phase's on top."""
@@ -155,6 +153,7 @@ class Run:
         carries = bool(later) and self.train_config(later[0]).optimizer_state == "carry"
         carried = self.fit(stage, phase, carries=carries)
         end = self.session.end_phase(self.calibration()) if names else None
+        self.require_same(f"the outcome of phase {phase.name}")
         if end is not None:
             self._note_end(end)
         self.carried = carried.cut(self.session.slices) if carried is not None and end is not None else carried
@@ -185,6 +184,7 @@ class Run:
                 fit.load_state_dict(self._saved["fit"])
             self.keeper.restored(fit, self._saved)
             self._saved = None
+        self.require_same(f"the model at the start of {stage.name}")
         return fit
 
     def _go_back(self, fit: Fit, bad: BadNumbers) -> None:
@@ -206,11 +206,39 @@ class Run:
 
     def _note_dense(self, index: int) -> None:
         """`dense` is the model as it enters the first phase that compresses."""
-        save(self.session.model, Plan(base=self.base), self.folder.dense)
+        self.keep_model(Plan(base=self.base), self.folder.dense)
         self.facts["dense"] = {
             "top1": self.top1(self.session),
             "epochs": sum(phase.epochs for phase in self.recipe.phases[:index]),
         }
+
+    def keep_model(self, plan: Plan, path: Path) -> None:
+        """Save the model as it stands."""
+
+        def write() -> None:
+            save(self.session.model, plan, path)
+
+        self.processes.from_first(write)
+
+    def require_same(self, what: str) -> None:
+        """Errors: the processes do not have the same plan, weights and strategies."""
+        if self.processes.is_alone:
+            return
+        strategies = {
+            name: {key: value for key, value in made.state_dict().items() if key not in made.own}
+            for name, made in self.strategies.made.items()
+        }
+        state = [self.session.plan.model_dump_json(), self.session.model.state_dict(), strategies]
+        self.processes.same_everywhere(digest(state), what)
+
+    def _note_processes(self) -> None:
+        """Say what several processes change."""
+        size = min(self.recipe.data.batch_size, len(self.data.train))  # type: ignore[arg-type]
+        for line in notes(self.recipe, self.processes, size):
+            self.log.say(line)
+        warning = batch_norm_warning(self.session.model, self.processes, size)
+        if warning is not None:
+            self.warn(warning, "BatchNorm")
 
     def _note_end(self, end: PhaseEnd) -> None:
         for note in end.notes:
@@ -258,9 +286,15 @@ class Run:
             self.stage, self.facts, self.before = state["stage"], state["facts"], state["seconds"]
             self._saved = state if state["fit"] is not None else None
             self.carried = Carried.of_state(state["carried"]) if state["carried"] is not None else None
-            session = self._rebuild(state, path)
+            session = self._rebuild(mine(state, self.processes), path)
             self.log.rewind(state["lines"])
         self.log.say(f"going on from {path}")
+        was, now = state.get("processes", 1), self.processes.world
+        if was != now:
+            self.warn(
+                f"the run was broken off with {was} process{'es' * (was > 1)} and goes on with {now}: each step is the "
+                "same but for rounding and for what processes draw by themselves, not to the bit"
+            )
         return session
 
     def _rebuild(self, state: dict[str, Any], path: Path) -> Session:
@@ -280,7 +314,8 @@ class Run:
     def _session(self, model: nn.Module, plan: Plan, dense: Cost | None) -> Session:
         example = torch.zeros(1, *self.base.input_shape)
         session = Session(model.to(self.device), example, make_budget(self.recipe.budget), plan, dense)
-        session.amp = self.around.amp
+        session.amp, session.mean = self.around.amp, self.processes.mean
+        session.execute = partial(execute, processes=self.processes)
         session.known = self.strategies.made
         session.load_dense = lambda: load(self.folder.dense, self.device) if "dense" in self.facts else no_dense()
         return session

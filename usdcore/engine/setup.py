@@ -27,17 +27,32 @@ if TYPE_CHECKING:
     from usdcore.strategy import Strategy
 
 
-def pick_device(recipe: Recipe) -> torch.device:
-    """`auto` takes CUDA where there is one. Also sets the number of CPU threads. Errors: CUDA asked for and not
-    there.
+def uses_cuda(recipe: Recipe) -> bool:
+    """Whether a run takes CUDA, if it can."""
+    return recipe.device != "cpu" and torch.cuda.is_available()
+
+
+def pick_device(recipe: Recipe, local_rank: int = 0, world: int = 1) -> torch.device:
+    """`auto` takes CUDA where there is one, of several processes each its own. Also sets the number of CPU threads.
+    Errors: CUDA asked for and not there; fewer devices than processes on this machine.
     """
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     if recipe.device == "cuda" and not torch.cuda.is_available():
         msg = "device: cuda was asked for, but torch sees no CUDA device; use device: auto or cpu"
         raise UsdcoreError(msg)
-    name = "cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if not uses_cuda(recipe):
+        return torch.device("cpu")
+    if world == 1:
+        return torch.device("cuda")
+    if local_rank >= torch.cuda.device_count():
+        msg = (
+            f"there is no CUDA device for process {local_rank} of this machine, which has {torch.cuda.device_count()}; "
+            "start as many processes as there are devices, or set device: cpu"
+        )
+        raise UsdcoreError(msg)
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def autocast(device: torch.device, amp: str) -> Callable[[], Any]:

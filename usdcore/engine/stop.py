@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 
 class Stop:
-    """The handler of SIGINT and SIGTERM; a second signal ends the process at once."""
+    """The handler of SIGINT and SIGTERM; a second signal ends the process at once, unless this is one of several: a
+    launcher passes on what the terminal has sent to each of them already.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_one_of_several: bool = False) -> None:
         self.requested = False
+        self._is_one_of_several = is_one_of_several
         self._held = 0
         self._process = os.getpid()
 
@@ -29,6 +32,8 @@ class Stop:
         if os.getpid() != self._process:
             return  # a loader's process, which inherits the handler: the run itself ends it
         if self.requested:
+            if self._is_one_of_several:
+                return
             os._exit(130)
         self.requested = True
         if not self._held:
@@ -52,9 +57,9 @@ class Stop:
 
 
 @contextmanager
-def interruptible() -> Iterator[Stop]:
+def interruptible(*, is_one_of_several: bool = False) -> Iterator[Stop]:
     """While it is open, SIGINT and SIGTERM are handled by the `Stop` that it gives."""
-    stop = Stop()
+    stop = Stop(is_one_of_several=is_one_of_several)
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         try:

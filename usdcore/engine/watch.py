@@ -2,7 +2,8 @@
 nothing left to choose.
 
 Each step's draws are there already. A site is looked at until it was seen on: at steps 1, 2, 4, 8, ... of an epoch the
-maxima are read and the sites that were on are left alone, so nearly every step looks at nearly nothing.
+maxima (over all processes) are read and the sites that were on are left alone, so nearly every step looks at nearly
+nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from usdcore.engine.processes import ALONE
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from usdcore.engine.processes import Processes
     from usdcore.gates import Gating
     from usdcore.session import Session
 
@@ -26,8 +30,8 @@ class Watch:
     branch's.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, processes: Processes = ALONE) -> None:
+        self.session, self.processes = session, processes
         self.steps = 0
         self.most: dict[tuple[str, str], Tensor] | None = None  # by gate and site; None before the epoch's first step
 
@@ -46,10 +50,12 @@ class Watch:
             else:
                 self.most[key, site] = torch.maximum(self.most[key, site].to(now.device), now)
         if self.steps & (self.steps - 1) == 0:
+            self._share()
             self.most = {place: most for place, most in self.most.items() if float(most) <= self._least(place[1])}
 
     def epoch(self) -> list[dict[str, str]]:
         """The epoch is over: the gates that collapsed in it, as `strategy`, `site` and `text`."""
+        self._share()
         found = []
         for (key, site), most in (self.most or {}).items():
             if float(most) > self._least(site):
@@ -66,6 +72,7 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """What the rest of the epoch needs."""
+        self._share()
         if self.most is None:
             return {"steps": self.steps, "most": None}
         return {"steps": self.steps, "most": [[*place, float(most)] for place, most in self.most.items()]}
@@ -74,6 +81,12 @@ class Watch:
         """Go on in the middle of an epoch."""
         self.steps, most = state["steps"], state["most"]
         self.most = None if most is None else {(key, site): torch.tensor(value) for key, site, value in most}
+
+    def _share(self) -> None:
+        """Take the largest over processes: they have the same sites, and saw others of a batch's images."""
+        if self.most and not self.processes.is_alone:
+            largest = self.processes.largest(torch.stack(list(self.most.values())))
+            self.most = dict(zip(self.most, largest.unbind(), strict=True))
 
     def _places(self, gating: Gating) -> list[tuple[str, str]]:
         groups = self.session.units.groups
