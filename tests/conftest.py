@@ -21,7 +21,9 @@ def fused(request: pytest.FixtureRequest) -> Iterator[bool]:
 
 @pytest.fixture(params=list(KINDS))
 def model(request: pytest.FixtureRequest) -> nn.Module:
-    """Each kind, randomised, in evaluation mode."""
+    """Each kind, randomised, in evaluation mode; its modules ask how to compute attention when they are made."""
+    if "fused" in request.fixturenames:
+        request.getfixturevalue("fused")
     torch.manual_seed(0)
     return randomise(KINDS[request.param]()).eval()
 

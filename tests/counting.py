@@ -12,7 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @torch.no_grad()
 def counted_macs(model: nn.Module, images: torch.Tensor) -> int:
-    """MACs of the whole batch."""
+    """MACs of the whole batch. The counter fails on modules with two inputs where parameters require gradients."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(images)
+    for p in trained:
+        p.requires_grad_(True)
     return counter.get_total_flops() // 2

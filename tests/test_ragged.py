@@ -1,4 +1,4 @@
-"""Heads whose values differ in width: exact in every layout, counted and composed right, as usable as the host."""
+"""Heads whose dims differ in number: exact in every layout, counted and composed right, as usable as the host."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from counting import counted_macs
+from exact import masked_output
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_artifact import KWARGS, base_of
@@ -26,7 +27,7 @@ from usdcore.artifact import create, save
 from usdcore.costs import cost
 from usdcore.errors import UsdcoreError
 from usdcore.plans import Drop, Keep, Plan
-from usdcore.ragged import RaggedReader, RaggedWriter, lay_out, layout_of, relaid
+from usdcore.ragged import FEW_RUNS, Ragged, lay_out, layout_of, relaid
 from usdcore.surgery import shrink
 from usdcore.units import find_units
 from usdcore.units.types import Units
@@ -45,17 +46,19 @@ def ragged_plan(units: Units, seed: int, heads: bool = True) -> Plan:
     """
     rng = np.random.default_rng(seed)
     records = []
-    for number, (parent, group) in enumerate(units.nested.items()):
-        assert group.parent_of is not None
+    for number, (parent, inside) in enumerate(units.nested.items()):
         num_heads = units.groups[parent].size
-        first = int(rng.choice(np.unique(group.parent_of)))
+        held = [set(np.unique(group.parent_of)) for group in inside]  # type: ignore[arg-type]
+        firsts = [int(rng.choice(sorted(set.intersection(*held) or own))) for own in held]
         if heads and number % 2 == seed % 2:
             others = rng.permutation(num_heads)[: int(rng.integers(num_heads))].tolist()
-            records.append(keep(parent, sorted({first, *others})))
-        shares = rng.uniform(0, 1, num_heads) * (rng.random(num_heads) < 0.75)
-        is_kept = rng.random(group.size) < shares[group.parent_of]
-        is_kept[np.flatnonzero(group.parent_of == first)[0]] = True
-        records.append(keep(group.name, np.flatnonzero(is_kept)))
+            records.append(keep(parent, sorted({*firsts, *others})))
+        for group, first in zip(inside, firsts, strict=True):
+            assert group.parent_of is not None
+            shares = rng.uniform(0, 1, num_heads) * (rng.random(num_heads) < 0.75)
+            is_kept = rng.random(group.size) < shares[group.parent_of]
+            is_kept[np.flatnonzero(group.parent_of == first)[0]] = True
+            records.append(keep(group.name, np.flatnonzero(is_kept)))
     return Plan(records=tuple(records))
 
 
@@ -81,8 +84,10 @@ def found(seed: int) -> Units:
 def test_masked_equals_shrunk(model: nn.Module, fused: bool, images: Tensor) -> None:
     plan = ragged_plan(find_units(model, ONE), 1)
     small = shrink(model, plan, ONE)
-    assert isinstance(small.blocks[0].attn.qkv, RaggedWriter)  # type: ignore[index, union-attr]
-    assert isinstance(small.blocks[0].attn.proj, RaggedReader)  # type: ignore[index, union-attr]
+    for name in ("qkv", "proj"):
+        module = small.get_submodule(f"blocks.0.attn.{name}")
+        assert isinstance(module, Ragged)
+        assert isinstance(module, nn.Linear)
     out = small(images)  # with autograd; below without: two ways to compute it
     with torch.no_grad():
         expected = masked(model, plan)(images)
@@ -92,8 +97,9 @@ def test_masked_equals_shrunk(model: nn.Module, fused: bool, images: Tensor) -> 
         assert gap(small.double()(images.double()), masked(model.double(), plan)(images.double())) < 1e-12
 
 
-def test_wrong_dims_fail(vit: nn.Module, images: Tensor) -> None:
-    dims = list(find_units(vit, ONE).nested.values())
+@pytest.mark.parametrize("kind", ["qk_dims", "v_dims"])
+def test_wrong_dims_fail(kind: str, vit: nn.Module, images: Tensor) -> None:
+    dims = [group for group in find_units(vit, ONE).groups.values() if group.kind == kind]
     right, wrong = (
         Plan(records=tuple(keep(g.name, [*range(half, half + 6), *range(24, 48)]) for g in dims)) for half in (0, 6)
     )
@@ -115,7 +121,7 @@ def test_what_is_found_in_a_ragged_model(vit: nn.Module) -> None:
     plan = Plan(records=(keep("blocks.0.attn:v_dims", [0, 1, 13, 47]),))
     dense, units = find_units(vit, ONE), find_units(shrink(vit, plan, ONE), ONE)
     unit, before = units.attention[0], dense.attention[0]
-    heads, _, dims = unit.groups
+    heads, qk, dims = unit.groups
     assert (unit.num_heads, unit.qk_dim, unit.v_dim) == (4, 12, 12)
     assert dims.parent_of is not None
     assert dims.parent_of.tolist() == [0, 0, 1, 3]
@@ -123,6 +129,7 @@ def test_what_is_found_in_a_ragged_model(vit: nn.Module) -> None:
     assert dims.params_per_entry == 2 * 48 + 1
     assert before.macs - unit.macs == 44 * dims.macs_per_entry
     assert before.params - unit.params == 44 * dims.params_per_entry
+    assert (qk.reason, qk.macs_per_entry, qk.params_per_entry) == (None, 2 * 17 * 48, 2 * (48 + 1))
     assert (heads.own_macs, heads.own_params) == (before.groups[0].own_macs, before.groups[0].own_params)
     assert (heads.reason, dims.reason) == (None, None)
     assert {(a.name, a.per_entry) for a in heads.attributes} == {("num_heads", 1), ("attn_dim", 12)}
@@ -179,21 +186,16 @@ class Packed(nn.Module):
 TOKENS = torch.zeros(1, 5, 24)
 
 
-def check_host(model: nn.Module) -> nn.Module:
-    """Against masking at the reader's input, in float64."""
+def check_host(model: nn.Module, kinds: tuple[str, ...] = ("qk_dims", "v_dims")) -> nn.Module:
+    """Against masking, in float64."""
     model = randomise(model).double().eval()
     units = find_units(model, TOKENS)
-    (group,) = units.nested.values()
-    assert group.mask is not None
+    assert {group.kind for inside in units.nested.values() for group in inside} == set(kinds)
     plan = ragged_plan(units, 4, heads=False)
-    kept = np.append(np.isin(np.arange(group.size), plan.keep(group.name)), True)
-    factor = torch.from_numpy(kept[group.mask.entry_of]).double()
     x = torch.randn(3, 5, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     small = shrink(model, plan, TOKENS)
-    hook = model.get_submodule(group.mask.module).register_forward_pre_hook(lambda _, args: (args[0] * factor,))
     with torch.no_grad():
-        expected = model(x)
-        hook.remove()
+        expected = masked_output(model, units, plan, x)
         assert gap(expected, model(x)) > 1e-3
         assert gap(small(x), expected) < 1e-12
     assert gap(small(x).detach(), expected) < 1e-12
@@ -207,42 +209,37 @@ def test_any_order_of_channels(order: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("parts", [(1, 2, 0), (2, 0, 1)], ids=str)
-def test_values_need_not_be_the_last_rows(parts: tuple[int, int, int]) -> None:
+def test_parts_in_any_order(parts: tuple[int, int, int]) -> None:
     check_host(Layers(Packed((0, 1, 2), parts)))
 
 
-def test_separate_values_where_heads_are_fixed() -> None:
+def test_separate_projections_where_heads_are_fixed() -> None:
     """Sizes in the host's code that pin the number of heads do not pin their dims."""
     small = check_host(Layers(Block(merge="number")))
-    assert isinstance(small.get_submodule("layers.0.mix.to_v"), RaggedWriter)
-    assert type(small.get_submodule("layers.0.mix.to_q")) is nn.Linear
+    assert all(isinstance(small.get_submodule(f"layers.0.mix.to_{part}"), Ragged) for part in "qkv")
 
 
-def test_scaling_by_a_number_is_no_obstacle() -> None:
-    check_host(Layers(Packed((0, 1, 2), how="scaled")))
+@pytest.mark.parametrize("how", ["scaled", "gate", "second", "bare"])
+def test_no_obstacle(how: str) -> None:
+    """A number, a parameter with a position for each value, a second way past the core, a weight without its module."""
+    check_host(Layers(Packed((0, 1, 2), how=how)))
+
+
+def test_values_that_are_normalised_stay() -> None:
+    check_host(Layers(Packed((0, 1, 2), how="norm")), ("qk_dims",))
 
 
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("bare", r"linear in layers.0 \(.*\) is not the work of a plain nn.Linear module"),
         ("norm", "its entries are normalised together by layer_norm in layers.0.between"),
-        ("gate", "layers.0.gate has a position for each entry too"),
         ("two", "1 projections make the values and 2 read them"),
-        ("second", "tied to others, position by position|may tell apart the positions of a head"),
     ],
 )
 def test_refusals_say_why(how: str, reason: str) -> None:
     model = Layers(Packed((0, 1, 2), how=how))
     with pytest.raises(UsdcoreError, match=reason):
         shrink(model, Plan(records=(keep("layers.0:v_dims", [0]),)), TOKENS)
-
-
-def test_values_from_a_convolution_are_refused() -> None:
-    model = timm.create_model("levit_128s", num_classes=3)
-    dims = [g for g in find_units(model, torch.zeros(1, 3, 224, 224)).groups.values() if g.kind == "v_dims"]
-    assert dims
-    assert all(group.reason is not None for group in dims)
 
 
 # --- the modules
@@ -253,7 +250,7 @@ def test_values_from_a_convolution_are_refused() -> None:
 def test_every_form_of_the_modules_agrees(seed: int) -> None:
     """Any layout: what is computed equals a plain linear map with zeros in the weight."""
     rng = np.random.default_rng(seed)
-    full = int(rng.integers(3, 20))
+    full = int(rng.choice([5, 20, 4 * FEW_RUNS]))
     layout = np.full(full, -1)
     chosen = rng.permutation(full)[: int(rng.integers(1, full + 1))]
     layout[np.sort(chosen) if rng.random() < 0.5 else chosen] = np.arange(len(chosen))
@@ -270,8 +267,9 @@ def test_every_form_of_the_modules_agrees(seed: int) -> None:
         if has_bias:
             dense_in.bias[places] = writer.bias
             dense_out.bias.copy_(reader.bias)
-    lay_out(writer, layout_t, RaggedWriter)
-    lay_out(reader, layout_t, RaggedReader)
+    lay_out(writer, "made", layout_t)
+    lay_out(reader, "read", layout_t)
+    assert (writer.out_features, reader.in_features) == (full, full)
     x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
@@ -279,16 +277,33 @@ def test_every_form_of_the_modules_agrees(seed: int) -> None:
             torch.testing.assert_close(reader(dense_in(x)), dense_out(dense_in(x)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("length", [8, 4 * FEW_RUNS])
+def test_channels_of_a_convolution(length: int) -> None:
+    layout = tuple(i // 2 if i % 2 else -1 for i in range(length))
+    conv = nn.Sequential(nn.Conv2d(3, length // 2, 1), nn.BatchNorm2d(length // 2)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    with torch.no_grad():
+        expected = conv(x)
+        lay_out(conv, "made", layout, axis=1)
+        assert isinstance(conv, nn.Sequential)
+        torch.testing.assert_close(conv(x)[:, 1::2], expected)
+        assert not conv(x)[:, ::2].any()
+        assert list(conv.state_dict()) == list(nn.Sequential(nn.Conv2d(3, 1, 1), nn.BatchNorm2d(1)).state_dict())
+        lay_out(conv, "made", tuple(range(length // 2)), axis=1)
+        assert type(conv) is nn.Sequential
+        torch.testing.assert_close(conv(x), expected)
+
+
 def test_dims_move_to_the_front_of_their_head() -> None:
     table = np.array([[2, 3, 4], [5, 6, 7]])
     stays = np.array([1, 1, 0, 1, 1, 1, 0, 1], dtype=bool)
     both = np.array([True, True])
-    ragged = relaid(tuple(range(8)), table, both, stays)
+    assert relaid(tuple(range(8)), [(table, both, False)], stays) == (0, 1, -1, 2, 3, 4, -1, 5)
+    ragged = relaid(tuple(range(8)), [(table, both, True)], stays)
     assert ragged == (0, 1, 2, 3, -1, 4, 5, -1)
     gone = np.array([1, 1, 0, 0, 1, 1], dtype=bool)
-    assert relaid(ragged, table, np.array([False, True]), gone) == (0, 1, 2, 3, -1)
-    plain = nn.Linear(2, 5)
-    assert layout_of(plain, 5) == (0, 1, 2, 3, 4)
+    assert relaid(ragged, [(table, np.array([False, True]), True)], gone) == (0, 1, 2, 3, -1)
+    assert layout_of(nn.Linear(2, 5), "made", 5) == (0, 1, 2, 3, 4)
 
 
 # --- a ragged model is a model

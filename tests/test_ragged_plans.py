@@ -39,9 +39,9 @@ def test_expected_equals_decided(seed: int) -> None:
         totals, keeps, plans = [], {}, []
         for sample in range(2):
             records = []
-            for parent, group in units.nested.items():
-                size = units.groups[parent].size
-                for name, n in ((parent, size), (group.name, group.size)):
+            for parent, inside in units.nested.items():
+                for name in (parent, *(group.name for group in inside)):
+                    n = units.groups[name].size
                     mask = rng.random(n) < 0.6
                     mask[:] |= not mask.any()
                     keeps.setdefault(name, []).append(torch.from_numpy(mask).float())
@@ -65,25 +65,29 @@ def test_the_cost_has_a_gradient_in_both(vit: nn.Module) -> None:
     tree.expected({"blocks.0.attn:heads": heads, "blocks.0.attn:v_dims": dims}).backward()
     group = units.groups["blocks.0.attn:heads"]
     each = units.groups["blocks.0.attn:v_dims"].macs_per_entry
+    assert each == units.groups["blocks.0.attn:qk_dims"].macs_per_entry
     assert heads.grad is not None
     assert dims.grad is not None
-    torch.testing.assert_close(heads.grad, torch.full((4,), (group.own_macs + 6 * each) / tree.total))
+    torch.testing.assert_close(heads.grad, torch.full((4,), (group.own_macs + (6 + 12) * each) / tree.total))
     torch.testing.assert_close(dims.grad, heads.detach().repeat_interleave(12) * each / tree.total)
 
 
 def test_counts(vit: nn.Module) -> None:
     units = find_units(vit, ONE)
     tree, own = Tree(units), units.groups["blocks.0.attn:heads"].own_macs
-    heads, dims = "blocks.0.attn:heads", "blocks.0.attn:v_dims"
+    heads, dims, qk = "blocks.0.attn:heads", "blocks.0.attn:v_dims", "blocks.0.attn:qk_dims"
     each = units.groups[dims].macs_per_entry
-    assert tree.total - tree.decided({heads: 2}) == 2 * own + 24 * each
-    assert tree.total - tree.decided({heads: 2, dims: 5}) == 2 * own + 43 * each
+    gone = 2 * own + 24 * each  # two heads with their q and k dims
+    assert tree.total - tree.decided({heads: 2}) == gone + 24 * each
+    assert tree.total - tree.decided({heads: 2, dims: 5}) == gone + 43 * each
+    assert tree.total - tree.decided({heads: 2, dims: 5, qk: 3}) == 2 * own + (43 + 45) * each
     assert tree.total - tree.decided({dims: 5}) == 43 * each
     half = tree.executed({"blocks.0.attn": 0.5}, {heads: 2, dims: 5})
     assert fewest(units, {heads, dims}) == {heads: 1, dims: 1}
-    assert fewest(units, {dims, "blocks.1.mlp:hidden", "blocks.1.mlp"}) == {dims: 4, "blocks.1.mlp:hidden": 1}
+    hidden = "blocks.1.mlp:hidden"
+    assert fewest(units, {dims, qk, hidden, "blocks.1.mlp"}) == {dims: 4, qk: 4, hidden: 1}
     assert tree.total - half == pytest.approx(
-        0.5 * (tree.total - tree.decided({"blocks.0.attn": 0})) + 0.5 * (2 * own + 43 * each)
+        0.5 * (tree.total - tree.decided({"blocks.0.attn": 0})) + 0.5 * (gone + 43 * each)
     )
 
 
@@ -99,7 +103,15 @@ def random_scores(units: Units, seed: int, kinds: tuple[str, ...]) -> dict[str, 
 @fast
 @given(
     seed=seeds,
-    kinds=st.sampled_from([("heads", "v_dims", "hidden"), ("v_dims", "hidden"), ("heads", "hidden"), ("v_dims",)]),
+    kinds=st.sampled_from(
+        [
+            ("heads", "v_dims", "hidden"),
+            ("qk_dims", "v_dims", "hidden"),
+            ("heads", "qk_dims"),
+            ("heads", "hidden"),
+            ("v_dims",),
+        ]
+    ),
     share=st.floats(0.05, 0.95),
     metric=st.sampled_from(["macs", "params"]),
 )
@@ -108,20 +120,20 @@ def test_the_budget_is_met(seed: int, kinds: tuple[str, ...], share: float, metr
     tree = Tree(units, metric)  # type: ignore[arg-type]
     scores = random_scores(units, seed, kinds)
     projector = Projector(units, tree, scores, {})
-    least = projector._spent(projector._without(projector.count, ()))
+    least = projector.spent(projector.choices.without(projector.choices.count))
     target = least + share * (tree.total - least)
     projection = projector.project(Limits(target))
     plan = Plan(records=tuple(projection.records))
     assert getattr(cost(units, plan), metric) == projection.after <= target
     if _has_small_change(units, plan):
         assert target - projection.after < 0.005 * tree.total
-    for parent, group in units.nested.items():
+    for parent, group in ((parent, group) for parent, inside in units.nested.items() for group in inside):
         assert group.parent_of is not None
         before, left = set(group.parent_of.tolist()), plan.keep(parent)
         after = {int(group.parent_of[i]) for i in plan.keep(group.name) or range(group.size)}
         heads = before if left is None else before & set(left)
         assert after == heads or (plan.keep(group.name) is None and after >= heads)
-    spent = [projector._spent(projector._without(n, ())) for n in range(0, projector.count + 1, 7)]
+    spent = [projector.spent(projector.choices.without(n)) for n in range(0, projector.choices.count + 1, 7)]
     assert all(b <= a for a, b in itertools.pairwise(spent))
 
 

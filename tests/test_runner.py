@@ -125,12 +125,6 @@ def test_a_deepcopy_runs_on_its_own(vit: nn.Module, images: torch.Tensor) -> Non
     assert twin(images).abs().max() > 0
 
 
-def test_an_attention_mask_is_refused(vit: nn.Module, images: torch.Tensor) -> None:
-    runner = gated(vit, per_sample=False)
-    with pytest.raises(UsdcoreError, match=r"blocks\.0: the block was called with more than the stream"):
-        runner.blocks[0](torch.zeros(1, 17, 48), attn_mask=torch.zeros(17, 17))  # type: ignore[index, operator]
-
-
 def test_an_unknown_site_is_refused(vit: nn.Module) -> None:
     gating = Gating()
     gating.add("x", FixedGate("blocks.0", {"blocks.0.conv": torch.ones(())}, 48))

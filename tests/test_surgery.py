@@ -144,7 +144,6 @@ def test_names_stay_and_it_trains(vit: nn.Module, images: torch.Tensor) -> None:
     [
         (Keep(group="blocks.0.atn:heads", indices=(0,)), "does not have: did you mean 'blocks.0.attn:heads'"),
         (Keep(group="blocks.0.attn:heads", indices=(0, 4)), "index 4 is out of range, the group has 4 entries"),
-        (Keep(group="blocks.0.attn:qk_dims", indices=(0,)), "can't be pruned: "),
         (Drop(branch="blocks.9.attn"), "'blocks.9.attn', which this model does not have"),
     ],
 )

@@ -40,7 +40,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         else:
             parameter.copy_(noise(parameter) * 1.5 / parameter[0].numel() ** 0.5)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.copy_(noise(module.running_mean))  # type: ignore[union-attr, arg-type]
             module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))  # type: ignore[union-attr]
     return model

@@ -152,7 +152,8 @@ def _is_covered(empty: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
     """Whether a file's tensors are all that a model on the meta device lacks: it computes no tables of its own, and
     no two names share a tensor.
     """
-    held = [*empty.named_parameters(remove_duplicate=False), *empty.named_buffers(remove_duplicate=False)]
+    tensors_of = [*empty.named_parameters(remove_duplicate=False), *empty.named_buffers(remove_duplicate=False)]
+    held = [(name, tensor) for name, tensor in tensors_of if tensor.is_meta]
     if {name for name, _ in held} != set(tensors) or len({id(tensor) for _, tensor in held}) < len(held):
         return False
     return not any(tensor.is_meta for module in empty.modules() for tensor in _loose(module))

@@ -1,4 +1,6 @@
-"""A gated model with neutral gates must be the host itself: checked on random images whenever gates are attached."""
+"""A gated model with neutral gates must be the host itself, and meet every gate: checked on random images whenever
+gates are attached.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ TOLERANCE = 1e-5
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Tensor]:
+def outputs(model: nn.Module, input_shape: tuple[int, ...], gating: Gating | None = None) -> dict[str, Tensor]:
     """Logits on two random images in evaluation and in training mode; the model and every generator are left as they
-    were.
+    were. Errors: the model does not come by one of the gates.
     """
     reference = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -37,21 +39,25 @@ def outputs(model: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Tensor]
             torch.manual_seed(0)  # dropout and drop-path draw the same in both models
             output = model.train(mode == "training")(images)
             found[mode] = primary(output).double()
+            missed = set(gating.state.draws) - gating.state.asked if gating is not None else ()
+            if missed:
+                msg = f"in {mode} mode this model goes another way than past the gates of {', '.join(sorted(missed))}"
+                raise UsdcoreError(f"{msg}, so they would do nothing there")
     return found
 
 
 def require_neutral(model: nn.Module, gating: Gating, input_shape: tuple[int, ...], host: dict[str, Tensor]) -> None:
     """Errors: the model under neutral gates gives other logits than `host`, what `outputs` gave before gates were
-    attached.
+    attached, or does not come by one of the gates.
     """
     with _neutral(gating):
-        found = outputs(model, input_shape)
+        found = outputs(model, input_shape, gating)
     for mode, logits in found.items():
         difference = float((logits - host[mode]).abs().max() / host[mode].abs().max().clamp(min=1e-12))
         if not difference <= TOLERANCE:
             msg = (
-                f"in {mode} mode this model does something beside the sum of its residual branches: with every gate "
-                f"neutral its logits change by {difference:.1e} of their maximum, so its branches can't be gated"
+                f"in {mode} mode this model's logits change by {difference:.1e} of their maximum with every gate "
+                f"neutral, so it can't be gated"
             )
             raise UsdcoreError(msg)
 

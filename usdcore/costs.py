@@ -6,8 +6,10 @@ activations, softmax and biases are free. A branch costs a fixed part plus so mu
 
     model = fixed + sum over branches of keep_branch * (fixed_branch + sum over groups of own_macs * sum(keep_group))
 
-where an entry of a nested group (a head's value dim) is kept if it is kept itself and so is the one that it lies in.
-With a sample axis the mean over samples is taken of the cost of each sample's decisions, never the cost of the mean.
+where an entry of a nested group (a head's dim) is kept if it is kept itself and so is the one that it lies in.
+All of these costs depend on the widths of residual streams too (`units.widths`): where decisions name the count of one,
+they are those of the narrower model. With a sample axis the mean over samples is taken of the cost of each sample's
+decisions, never the cost of the mean.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from torch import Tensor
+
+from usdcore.narrow import narrowed
+from usdcore.units.types import is_width
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -37,55 +42,79 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class _Level:
-    """A group that is no other's, with what an entry costs alone, and the group nested in it, if any."""
+class _Inner:
+    """A group nested in another, and what an entry of it costs."""
 
     group: Group
     each: int
-    nested: Group | None
-    nested_each: int
-    maps: dict[torch.device, Tensor] = field(default_factory=dict)  # the parent of each nested entry, by device
+    maps: dict[torch.device, Tensor] = field(default_factory=dict)  # the parent of each entry, by device
 
     @property
     def whole(self) -> int:
         """The cost of all entries."""
-        return self.group.size * self.each + (self.nested.size * self.nested_each if self.nested else 0)
+        return self.group.size * self.each
 
-    def decided(self, keeps: Mapping[str, int]) -> int:
-        """The cost of so many entries."""
-        count = keeps.get(self.group.name, self.group.size)
-        if self.nested is None:
-            return count * self.each
-        inside = keeps.get(self.nested.name, self.nested.size * count // self.group.size)
-        return count * self.each + inside * self.nested_each
-
-    def expected(self, keeps: Mapping[str, Tensor], total: int) -> Tensor | float:
-        """The cost of the kept entries as a share of `total`: a number, [] or [B]."""
+    def expected(self, keeps: Mapping[str, Tensor], parents: Tensor | None, total: int) -> Tensor | float:
+        """The cost of the kept entries, where `parents` are kept, as a share of `total`: a number, [] or [B]."""
         keep = _each(keeps.get(self.group.name), self.group.size)
-        share = self.group.size * self.each / total if keep is None else keep.sum(-1) * (self.each / total)
-        if self.nested is None:
-            return share
-        inside = _each(keeps.get(self.nested.name), self.nested.size)
-        if keep is not None:
-            within = keep[..., self._parent_of(keep.device)]
-            inside = within if inside is None else inside * within
-        count = self.nested.size if inside is None else inside.sum(-1)
-        return share + count * (self.nested_each / total)
+        if parents is not None:
+            within = parents[..., self._parent_of(parents.device)]
+            keep = within if keep is None else keep * within
+        return (self.group.size if keep is None else keep.sum(-1)) * (self.each / total)
 
     def _parent_of(self, device: torch.device) -> Tensor:
         if device not in self.maps:
-            assert self.nested is not None
-            self.maps[device] = torch.tensor(self.nested.parent_of, device=device)
+            self.maps[device] = torch.tensor(self.group.parent_of, device=device)
         return self.maps[device]
 
 
 @dataclass(frozen=True)
+class _Level:
+    """A group that is no other's, with what an entry and a pair of entries cost, and the groups nested in it."""
+
+    group: Group
+    each: int
+    pair: int
+    nested: tuple[_Inner, ...]
+
+    @property
+    def whole(self) -> int:
+        """The cost of all entries."""
+        size = self.group.size
+        return size * self.each + size**2 * self.pair + sum(inner.whole for inner in self.nested)
+
+    def decided(self, keeps: Mapping[str, int]) -> int:
+        """The cost of so many entries."""
+        size = self.group.size
+        count = keeps.get(self.group.name, size)
+        cost = count * self.each + count**2 * self.pair
+        for inner in self.nested:
+            cost += keeps.get(inner.group.name, inner.group.size * count // max(size, 1)) * inner.each
+        return cost
+
+    def expected(self, keeps: Mapping[str, Tensor], total: int) -> Tensor | float:
+        """The cost of the kept entries as a share of `total`: a number, [] or [B]."""
+        keep = _each(keeps.get(self.group.name), self.group.size)
+        count = self.group.size if keep is None else keep.sum(-1)
+        share = count * (self.each / total)
+        if self.pair:
+            share = share + count**2 * (self.pair / total)
+        for inner in self.nested:
+            share = share + inner.expected(keeps, keep, total)
+        return share
+
+
+@dataclass(frozen=True)
 class _Part:
-    """One unit's share of the tree. `branch` is None where the unit is no residual branch: it then always runs."""
+    """One branch's share of the tree, or that of a unit that is in no branch (None): it then always runs.
+
+    `constant` of it is spent once, however many images run.
+    """
 
     branch: str | None
     fixed: int
     levels: tuple[_Level, ...]
+    constant: int = 0
 
     @property
     def whole(self) -> int:
@@ -111,8 +140,8 @@ def counts(units: Units, kept: Mapping[str, IntArray]) -> dict[str, int]:
     with the entry that they lie in.
     """
     found = {name: len(indices) for name, indices in kept.items()}
-    for parent, group in units.nested.items():
-        if parent in kept:
+    for parent, inside in units.nested.items():
+        for group in inside if parent in kept else ():
             assert group.parent_of is not None
             left = group.parent_of[kept[group.name]] if group.name in kept else group.parent_of
             found[group.name] = int(np.isin(left, kept[parent]).sum())
@@ -121,8 +150,8 @@ def counts(units: Units, kept: Mapping[str, IntArray]) -> dict[str, int]:
 
 def fewest(units: Units, sites: Collection[str]) -> dict[str, int]:
     """How few entries may be left of each group among `sites`: one, or one in each entry of a parent that is whole."""
-    nested = {group.name: group for group in units.nested.values()}
-    found = {name: 1 for name in sites if name in units.groups}
+    nested = {group.name: group for inside in units.nested.values() for group in inside}
+    found = {name: 1 for name in sites if units.group(name) is not None}
     for name in found.keys() & nested.keys():
         if nested[name].parent not in sites:
             found[name] = len(np.unique(np.asarray(nested[name].parent_of)))
@@ -134,16 +163,10 @@ class Tree:
 
     def __init__(self, units: Units, metric: Metric = "macs") -> None:
         self.metric = metric
+        self.units, self.groups = units, units.groups
+        self._narrower: dict[tuple[tuple[str, int], ...], Tree] = {}
         self.total = units.macs if metric == "macs" else units.params
-        owners = {branch.name for branch in units.branches.values()}
-        nested = units.nested
-        self.parts = [_part(unit, nested, metric, owners) for unit in units.all]
-        covered = {part.branch for part in self.parts}
-        self.parts += [
-            _Part(branch.name, branch.macs if metric == "macs" else branch.params, ())
-            for branch in units.branches.values()
-            if branch.name not in covered
-        ]
+        self.parts = _parts(units, metric)
         self.fixed = self.total - sum(part.whole for part in self.parts)
 
     def decided(self, keeps: Mapping[str, int]) -> int:
@@ -152,17 +175,28 @@ class Tree:
         The count of a nested group is of those entries whose parent is kept too. Where it is not named while its
         parent's is, a share of it goes with the parents (exact where all of these hold equally many; see `counts`).
         """
-        total = self.fixed
-        for part in self.parts:
+        tree = self.at(keeps)
+        total = tree.fixed
+        for part in tree.parts:
             if part.branch is None or keeps.get(part.branch, 1):
                 total += part.decided(keeps)
         return total
 
+    def at(self, keeps: Mapping[str, int]) -> Tree:
+        """The tree of the model whose streams are left with the counts that `keeps` has for their widths."""
+        counts = tuple(sorted((name, count) for name, count in keeps.items() if is_width(name)))
+        if not counts:
+            return self
+        if counts not in self._narrower:
+            self._narrower[counts] = Tree(narrowed(self.units, dict(counts)), self.metric)
+        return self._narrower[counts]
+
     def executed(self, rates: Mapping[str, float], kept: Mapping[str, int] | None = None) -> float:
         """Expected cost when branch b runs for the share `rates[b]` of the images and groups are cut to `kept`."""
         kept = kept or {}
-        total = float(self.fixed)
-        for part in self.parts:
+        tree = self.at(kept)
+        total = float(tree.fixed)
+        for part in tree.parts:
             rate = 1.0 if part.branch is None else rates.get(part.branch, 1.0)
             total += rate * part.decided(kept)
         return total
@@ -186,6 +220,7 @@ class Tree:
 
     def entry_cost(self, group: Group) -> int:
         """What one entry of a group costs in this metric, without what can be pruned of it."""
+        group = self.groups.get(group.name, group)
         return group.own_macs if self.metric == "macs" else group.own_params
 
 
@@ -195,7 +230,8 @@ def batch_macs(units: Units, decisions: Mapping[str, Tensor], gate_macs: int, ba
     `decisions`: 0 or 1 per branch, [] for the whole batch or [B]. Masked group entries are computed, so they count.
     """
     tree = Tree(units)
-    total = (tree.fixed + gate_macs) * batch_size
+    constant = units.constant_macs - sum(part.constant for part in tree.parts)
+    total = (tree.fixed - constant + gate_macs) * batch_size + constant
     for part in tree.parts:
         keep = None if part.branch is None else decisions.get(part.branch)
         if keep is None:
@@ -204,24 +240,42 @@ def batch_macs(units: Units, decisions: Mapping[str, Tensor], gate_macs: int, ba
             rows = batch_size * int(keep.item())
         else:
             rows = int(np.count_nonzero(keep.detach().cpu().numpy()))
-        total += rows * part.whole
+        total += rows * (part.whole - part.constant) + (part.constant if rows else 0)
     return total
 
 
-def _part(unit: Unit, nested: Mapping[str, Group], metric: Metric, branches: set[str]) -> _Part:
+def _parts(units: Units, metric: Metric) -> list[_Part]:
+    """One part for each branch, with all units inside it, and one for each unit that is in none."""
+    is_macs, nested = metric == "macs", units.nested
+    inside: dict[str, list[_Level]] = {name: [] for name in units.branches}
+    alone = []
+    for unit in units.all:
+        levels = _levels(unit, nested, is_macs)
+        if unit.branch is not None and unit.branch.name in inside:
+            inside[unit.branch.name] += levels
+        else:
+            alone.append(_part(None, unit.macs if is_macs else unit.params, levels))
+    return alone + [
+        _part(branch.name, branch.macs if is_macs else branch.params, inside[name], branch.constant_macs * is_macs)
+        for name, branch in units.branches.items()
+    ]
+
+
+def _part(branch: str | None, whole: int, levels: list[_Level], constant: int = 0) -> _Part:
+    return _Part(branch, whole - sum(level.whole for level in levels), tuple(levels), constant)
+
+
+def _levels(unit: Unit, nested: Mapping[str, tuple[Group, ...]], is_macs: bool) -> list[_Level]:
     def price(group: Group) -> int:
-        return group.own_macs if metric == "macs" else group.own_params
+        return group.own_macs if is_macs else group.own_params
 
     levels = []
     for group in unit.groups:
         if group.parent_of is None:
-            inside = nested.get(group.name)
-            levels.append(_Level(group, price(group), inside, price(inside) if inside else 0))
-    whole, name = (unit.macs if metric == "macs" else unit.params), None
-    if unit.branch is not None and unit.branch.name in branches:
-        whole = unit.branch.macs if metric == "macs" else unit.branch.params
-        name = unit.branch.name
-    return _Part(name, whole - sum(level.whole for level in levels), tuple(levels))
+            inside = tuple(_Inner(inner, price(inner)) for inner in nested.get(group.name, ()))
+            pair = group.macs_per_pair if is_macs else group.params_per_pair
+            levels.append(_Level(group, price(group), pair, inside))
+    return levels
 
 
 def _each(keep: Tensor | None, size: int) -> Tensor | None:

@@ -46,6 +46,7 @@ class ForwardState:
     draws: dict[str, list[Draw]] = field(default_factory=dict)  # those that act
     static: dict[str, Tensor] = field(default_factory=dict)
     dynamic: dict[str, Tensor] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)  # the sites that the model came by
     rows: Tensor | None = None  # the samples for which a branch now runs, while it runs for some of the batch
 
     def __deepcopy__(self, memo: dict[int, object]) -> ForwardState:
@@ -64,6 +65,7 @@ class ForwardState:
 
     def factor(self, site: str) -> Tensor | None:
         """The product of the keep factors of all gates that act at `site`; None where there are none."""
+        self.asked.add(site)
         draws = self.draws.get(site)
         if not draws:
             return None

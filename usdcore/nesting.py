@@ -1,4 +1,4 @@
-"""Plans over groups that lie inside the entries of another, as a head's value dims do.
+"""Plans over groups that lie inside the entries of another, as a head's dims do.
 
 A plan counts in the entries of its base, and knows no sizes: which dims went with a head that was removed, only the
 units of the model can tell. So a plan that cuts both is continued here.
@@ -26,7 +26,7 @@ def continued(plan: Plan, records: Iterable[Keep | Drop | Attach], units: Units)
     The same as `plan.then(records)`, for nested groups too. Errors: an index out of range, a plan that is not the one
     that the model was made with.
     """
-    nested = {group.name: group for group in units.nested.values()}
+    nested = {group.name: group for inside in units.nested.values() for group in inside}
     placed: list[Keep | Drop | Attach] = []
     for record in _closed(plan, list(records), units):
         if isinstance(record, Keep) and record.group in nested:
@@ -46,7 +46,7 @@ def left(plan: Plan, group: Group) -> tuple[int, ...] | None:
     if parents is None or (kept is not None and len(kept) == group.size):
         return kept
     assert group.slots is not None
-    width = group.slots.written.shape[1]
+    width = group.slots.per_parent
     within = (parent * width + i for parent in parents for i in range(width))
     found = tuple(sorted(within if kept is None else set(kept).intersection(within)))
     if len(found) != group.size:
@@ -61,12 +61,13 @@ def left(plan: Plan, group: Group) -> tuple[int, ...] | None:
 def _closed(plan: Plan, records: list[Keep | Drop | Attach], units: Units) -> list[Keep | Drop | Attach]:
     """Say what is left of a nested group wherever a plan that speaks of it, or a model that shows it, loses parents."""
     cut = Plan(records=tuple(records))
-    for parent, group in units.nested.items():
+    for group in (group for inside in units.nested.values() for group in inside):
+        parent = group.parent or ""
         parents, own = cut.keep(parent), cut.keep(group.name)
         assert group.parent_of is not None
         assert group.slots is not None
-        counts = np.bincount(group.parent_of, minlength=len(group.slots.written))
-        is_cut = bool((counts != group.slots.written.shape[1]).any())
+        counts = np.bincount(group.parent_of, minlength=units.groups[parent].size)
+        is_cut = bool((counts != group.slots.per_parent).any())
         if parents is None or not (is_cut or own is not None or plan.keep(group.name) is not None):
             continue
         stays = [i for i in (range(group.size) if own is None else own) if group.parent_of[i] in parents]

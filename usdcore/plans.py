@@ -151,7 +151,7 @@ class Plan(_Record):
         if not isinstance(record, Keep):
             return record
         unit, _, kind = record.group.rpartition(":")
-        if kind != "heads" and self.keep(f"{unit}:heads") is not None:
+        if kind not in ("heads", "width") and self.keep(f"{unit}:heads") is not None:
             msg = (
                 f"{record.group}: heads of {unit} are gone already, and only the model's units tell what went with "
                 f"them; use usdcore.nesting.continued(plan, records, units)"

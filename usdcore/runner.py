@@ -1,126 +1,159 @@
 """Run a gated model: compute every branch and mask it (training), or leave out what is off (evaluation).
 
-Only the forward of a block's own module is replaced, by an object that calls the module's own children in the order
-that the graph showed; parameters, names and every other method of the host stay. The objects hold modules, not
-closures, so that a deepcopy of the model has its own.
+In a block's own code the sums `x + branch(x)` of gated branches become calls of `add_branch` (see `usdcore.rewrite`);
+parameters, names and every other expression of the host stay. What they ask is an object in the block that holds
+modules, not closures, so that a deepcopy of the model has its own.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from usdcore import rewrite
 from usdcore.errors import UsdcoreError
 from usdcore.gates import Gating, Mode
+from usdcore.multihead import open_up
+from usdcore.passages import close, module_at
+from usdcore.units.types import is_width
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from usdcore.units.types import BlockUnit, Branch, Group, Units
+    from usdcore.rewrite import Edit
+    from usdcore.units.types import BlockUnit, Branch, MaskPoint, Units
 
 CHILD = "usdcore"
 
 
 class BlockForward:
-    """The forward of a block as a sum of residual branches: `x = x + branch(x)` for each branch that is left."""
+    """The forward of a gated block: the host's own, between the gates that tap its stream and those of the block."""
 
-    def __init__(self, owner: nn.Module, name: str, branches: Iterable[tuple[str, tuple[str, ...]]]) -> None:
+    def __init__(self, owner: nn.Module, block: BlockUnit, gating: Gating) -> None:
         self.owner = owner
-        self.name = name
-        self.branches = list(branches)
-        self.gating: Gating | None = None
-        self.has_drops = False
+        self.name = block.name
+        self.branches = tuple(branch.name for branch in block.branches)
+        self.is_channels_first = block.channel_axis == 1
+        self.gating = gating
 
-    def __call__(self, x_BNC: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The block's output for the stream `x_BNC`."""
-        if any(not (a is None or a is False) for a in (*args, *kwargs.values())):
-            msg = (
-                f"{self.name}: the block was called with more than the stream (an attention mask?), "
-                "which a gated block does not take"
-            )
-            raise UsdcoreError(msg)
-        if self.gating is None:
-            return self._branches(x_BNC)
-        self.gating.enter(self.name, x_BNC)
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The block's output for the stream x, [B, N, C], [B, H, W, C] or [B, C, H, W]."""
+        self.gating.enter(self.name, self._tokens(x))
+
+        def run(rows: Tensor) -> Tensor:
+            out: Tensor = type(self.owner).forward(self.owner, rows, *args, **kwargs)
+            return out
+
         state, keep = self.gating.state, self.gating.state.factor(self.name)
         if keep is None:
-            return self._branches(x_BNC)
+            return run(x)
         if self.gating.skips:
-            return self._skip(x_BNC, keep, self._branches)
-        around, weight, out = state.around(self.name), _rows(keep, x_BNC), self._branches(x_BNC)
+            return self._skip(x, x, keep, lambda _, rows: run(rows), (*args, *kwargs.values()))
+        around, weight, out = state.around(self.name), _rows(keep, x), run(x)
         if around is None:  # exactly `out` where the weight is 1
-            return torch.lerp(x_BNC, out.to(x_BNC.dtype), weight.expand_as(x_BNC))
-        return weight * out + (_rows(around, x_BNC) - weight) * x_BNC
+            return torch.lerp(x, out.to(x.dtype), weight.expand_as(x))
+        return weight * out + (_rows(around, x) - weight) * x
 
-    def delta(self, x: Tensor, chain: tuple[str, ...]) -> Tensor:
-        """The branch itself, from the host's own modules; any number of rows."""
-        for child in chain:
-            x = getattr(self.owner, child)(x)
-        return x
+    def add(
+        self, name: str, skip: Tensor, stream: Tensor, branch: Callable[[Tensor], Tensor], options: tuple[Any, ...]
+    ) -> Tensor:
+        """`skip + branch(stream)` under the gates of the branch, which reads `options` too.
 
-    def _branches(self, x: Tensor) -> Tensor:
-        for name, chain in self.branches:
-            x = self._add(x, name, chain)
-        return x
-
-    def _add(self, x: Tensor, name: str, chain: tuple[str, ...]) -> Tensor:
-        keep = None if self.gating is None else self.gating.state.factor(name)
+        `stream` is what `skip` was, but for identities.
+        """
+        keep = self.gating.state.factor(name)
         if keep is None:
-            return x + self.delta(x, chain)
-        assert self.gating is not None
+            return skip + branch(stream)
         if self.gating.skips:
-            return self._skip(x, keep, lambda rows: rows + self.delta(rows, chain))
+            return self._skip(skip, stream, keep, lambda rest, rows: rest + branch(rows), options)
         around = self.gating.state.around(name)
-        stream = x if around is None else _rows(around, x) * x
-        return stream + _rows(keep, x) * self.delta(x, chain)
+        passed = skip if around is None else _rows(around, skip) * skip
+        return passed + _rows(keep, skip) * branch(stream)
 
-    def _skip(self, x: Tensor, keep: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
-        """`run` for the rows of `x` that `keep` has on; the others pass."""
-        assert self.gating is not None
+    def _skip(
+        self,
+        skip: Tensor,
+        x: Tensor,
+        keep: Tensor,
+        run: Callable[[Tensor, Tensor], Tensor],
+        options: tuple[Any, ...],
+    ) -> Tensor:
+        """`run` for the rows of `skip` and `x` that `keep` has on; those of `skip` pass otherwise."""
         state = self.gating.state
         if keep.is_meta:  # a traced model has no decisions: show every branch
-            return run(x)
+            return run(skip, x)
         if keep.ndim == 0:
-            return run(x) if bool(keep) else x
+            return run(skip, x) if bool(keep) else skip
         outer = state.rows
         rows = (keep if outer is None else keep[outer]).nonzero().flatten()
         if len(rows) in (0, len(x)):
-            return run(x) if len(rows) else x
+            return run(skip, x) if len(rows) else skip
+        if any(isinstance(option, Tensor) and option.shape[:1] == x.shape[:1] for option in options):
+            msg = f"{self.name}: the block was called with more than the stream (an attention mask for each image?), "
+            raise UsdcoreError(msg + "which a block that skips for some images does not take")
         state.rows = rows if outer is None else outer[rows]
-        out = x.index_copy(0, rows, run(x.index_select(0, rows)).to(x.dtype))
+        chosen = x.index_select(0, rows)
+        made = run(chosen if skip is x else skip.index_select(0, rows), chosen)
         state.rows = outer
-        return out
+        return skip.index_copy(0, rows, made.to(skip.dtype))
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """The stream as [B, N, C]."""
+        if x.ndim < 4:
+            return x
+        return x.flatten(2).transpose(1, 2) if self.is_channels_first else x.flatten(1, -2)
+
+
+def add_branch(
+    owner: nn.Module, number: int, skip: Tensor, stream: Tensor, branch: Callable[[Tensor], Tensor], *options: Any
+) -> Tensor:
+    """What stands in the place of `skip + branch(stream)` in the code of a gated block: branch `number` of it."""
+    forward: BlockForward = owner.__dict__["forward"]
+    return forward.add(forward.branches[number], skip, stream, branch, options)
 
 
 class GroupMask:
-    """A forward pre-hook: multiplies the entries of a group where its consumer reads them."""
+    """A forward pre-hook: multiplies the entries of a group where a consumer reads them."""
 
-    def __init__(self, gating: Gating, group: Group) -> None:
-        assert group.mask is not None
+    def __init__(self, gating: Gating, group: str, point: MaskPoint) -> None:
         self.gating = gating
-        self.group = group.name
-        entry_of = torch.from_numpy(group.mask.entry_of)
+        self.group = group
+        self.axis = point.axis
+        entry_of = torch.from_numpy(point.entry_of)
         self.entry_of = entry_of.clamp(min=0)
         self.is_free = entry_of < 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Replace the consumer's first input; None (nothing to do) where no gate acts."""
+        masked = self.masked(args[0])
+        return None if masked is None else (masked, *args[1:])
+
+    def masked(self, x: Tensor) -> Tensor | None:
+        """The entries of `x` times their factors; None where no gate acts."""
         keep = self.gating.state.factor(self.group)
         if keep is None:
             return None
-        x = args[0]
-        if keep.ndim == 0:
-            return (x * keep, *args[1:])
         if keep.ndim == 2 and self.gating.state.rows is not None:
             keep = keep[self.gating.state.rows]
         if self.entry_of.device != keep.device:  # once, not in every forward
             self.entry_of, self.is_free = self.entry_of.to(keep.device), self.is_free.to(keep.device)
-        factor = keep[..., self.entry_of].masked_fill(self.is_free, 1.0)
-        if factor.ndim == 2:
-            factor = factor.reshape(len(factor), *[1] * (x.ndim - 2), -1)
-        return (x * factor.to(x.dtype), *args[1:])
+        own = keep.expand(len(self.entry_of)) if keep.ndim == 0 else keep[..., self.entry_of]
+        factor = own.masked_fill(self.is_free, 1.0)
+        if factor.ndim == 2 or self.axis != -1:
+            shape = [1] * x.ndim
+            shape[self.axis] = -1
+            factor = factor.reshape(len(factor) if factor.ndim == 2 else 1, *shape[1:])
+        return x * factor.to(x.dtype)
+
+
+class OutputMask(GroupMask):
+    """A forward hook: multiplies the entries of a group where a projection makes them."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> Any:
+        """Replace the output; None (nothing to do) where no gate acts."""
+        return self.masked(output)
 
 
 class Begin:
@@ -145,27 +178,50 @@ def attach(model: nn.Module, units: Units, gating: Gating) -> None:
     if CHILD in dict(model.named_children()):
         msg = f"the model already has a child named {CHILD!r}: detach its gates first"
         raise UsdcoreError(msg)
+    open_up(model)
     model.add_module(CHILD, gating)
     model.register_forward_pre_hook(Begin(gating))
     sites = {site for gate in gating.all() for site in gate.sites}
     taps = {gate.tap for gate in gating.all()}
     gating.blocks = {block.name: tuple(branch.name for branch in block.branches) for block in units.blocks}
     for block in units.blocks:
-        is_whole = block.name in sites
-        gated = [branch for branch in block.branches if is_whole or branch.name in sites]
+        if block.name in sites:
+            _require(block.reason, block.name, "gated")
+        gated = [branch for branch in block.branches if branch.name in sites]
         for branch in gated:
             _require(branch.reason, branch.name, "gated")
-        if gated or block.name in taps:
-            block_forward(model, block).gating = gating
+        if gated or block.name in sites or block.name in taps:
+            owner = model.get_submodule(block.name)
+            owner.__dict__["forward"] = BlockForward(owner, block, gating)
+            rewrite.edit(owner, [_edit(block, branch, "gate") for branch in gated], add_branch)
     for name, group in units.groups.items():
         if name in sites:
             _require(group.reason, name, "pruned")
-            assert group.mask is not None
-            model.get_submodule(group.mask.module).register_forward_pre_hook(GroupMask(gating, group))
+            for point in group.masks:
+                module = module_at(model, point.module, point.edit)
+                if point.side == "output":
+                    module.register_forward_hook(OutputMask(gating, name, point))
+                else:
+                    module.register_forward_pre_hook(GroupMask(gating, name, point))
+    for name in sorted(filter(is_width, sites)):
+        _require(_why_no_mask(units, name), name, "gated")
     unknown = sites - set(units.branches) - set(units.groups) - set(gating.blocks)
     if unknown:
         msg = f"no such branch, block or group in this model: {', '.join(sorted(unknown))}"
         raise UsdcoreError(msg)
+
+
+def _why_no_mask(units: Units, name: str) -> str | None:
+    """Why the width of a stream can't be masked."""
+    group = units.group(name)
+    if group is None:
+        return units.widths.reason
+    if group.reason is not None or not group.norms:
+        return group.reason or "its channels are read in many places, and none masks them all; rank them instead"
+    return (
+        f"{group.norms[0]} normalises over all of its channels, so zeros in their place are not what is left without "
+        f"them; a strategy may rank them (prune with `width: true`), not gate them"
+    )
 
 
 def detach(model: nn.Module) -> Gating | None:
@@ -178,38 +234,55 @@ def detach(model: nn.Module) -> Gating | None:
         return None
     del model._modules[CHILD]
     for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, GroupMask | Begin):
-                del module._forward_pre_hooks[key]
-        forward = module.__dict__.get("forward")
-        if isinstance(forward, BlockForward):
-            forward.gating = None
-            if not forward.has_drops:
-                del module.__dict__["forward"]
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, GroupMask | Begin):
+                    del hooks[key]
+        if isinstance(module.__dict__.get("forward"), BlockForward):
+            del module.__dict__["forward"]
+            rewrite.unedit(module, "gate")
+    close(model)
     return gating
 
 
-def block_forward(model: nn.Module, block: BlockUnit) -> BlockForward:
-    """The replaced forward of a block, put in place on first use."""
-    owner = model.get_submodule(block.name)
-    forward = owner.__dict__.get("forward")
-    if not isinstance(forward, BlockForward):
-        for branch in block.branches:
-            _require(branch.reason, branch.name, "called on its own")
-        forward = BlockForward(owner, block.name, [(b.name, b.chain) for b in block.branches])
-        owner.__dict__["forward"] = forward
-    return forward
+class Gone(nn.Module):
+    """What stands where a module was removed, as hosts may ask it for a number or a flag: no tensors, no forward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        own = set(vars(self))
+        plain = {name: value for name, value in vars(module).items() if name not in own}
+        vars(self).update({name: value for name, value in plain.items() if not isinstance(value, Tensor)})
+        for name in (*module._parameters, *module._buffers):
+            self.register_parameter(name, None)
+        for name, child in module.named_children():
+            self.add_module(name, Gone(child))
+        self.train(module.training)
 
 
 def drop_branch(model: nn.Module, block: BlockUnit, branch: Branch) -> None:
-    """Remove a branch for good, in place: its modules go, the block no longer calls it."""
-    forward = block_forward(model, block)
-    forward.has_drops = True
-    forward.branches = [entry for entry in forward.branches if entry[0] != branch.name]
-    still_used = {child for _, chain in forward.branches for child in chain}
-    for child in branch.chain:
-        if child not in still_used:
-            setattr(forward.owner, child, None)
+    """Remove a branch for good, in place: its modules and tensors go, and the block's code no longer has it.
+
+    A tensor leaves an empty one behind: hosts ask whether a scale is None to choose between two codes.
+    """
+    _require(branch.reason, branch.name, "removed")
+    rewrite.edit(model.get_submodule(block.name), [_edit(block, branch, "drop")])
+    for path in branch.modules:
+        parent, _, child = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        setattr(owner, child, Gone(owner.get_submodule(child)))
+    for path in branch.tensors:
+        parent, _, name = path.rpartition(".")
+        owner = model.get_submodule(parent)
+        held: Tensor | None = owner._parameters.pop(name, None)
+        held = owner._buffers.pop(name, None) if held is None else held
+        assert held is not None
+        owner.__dict__[name] = held.new_zeros(0).detach()
+
+
+def _edit(block: BlockUnit, branch: Branch, kind: Literal["gate", "drop"]) -> Edit:
+    assert branch.sum is not None
+    return branch.sum.edit(kind, block.branches.index(branch) if kind == "gate" else 0)
 
 
 def set_mode(model: nn.Module, mode: Mode) -> None:

@@ -1,4 +1,4 @@
-"""What a plan saves, and with what: branches, heads, dims of heads, neurons."""
+"""What a plan saves, and with what: branches, heads, dims of heads, neurons, channels of the residual stream."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ def removed(units: Units, plan: Plan, metric: Metric = "macs") -> dict[str, floa
     `units` are the base model's. What two kinds share (the dims of a head that goes) counts for the one that comes
     first in the order of the result, so that the shares add up to what is saved.
     """
-    groups = units.groups
     kinds: dict[str, list[Keep | Drop]] = {"branches": []}
-    for group in groups.values():
+    for group in units.groups.values():
         kinds.setdefault(group.kind, [])
     for record in plan.records:
         if isinstance(record, Drop):
             kinds["branches"].append(record)
         elif isinstance(record, Keep):
-            kinds[groups[record.group].kind].append(record)
+            cut = units.group(record.group)
+            assert cut is not None
+            kinds.setdefault(cut.kind, []).append(record)
     total, found, records = Tree(units, metric).total, {}, []
     before = total
     for kind, own in kinds.items():

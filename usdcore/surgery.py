@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from usdcore import rewrite
 from usdcore.costs import cost
 from usdcore.errors import UsdcoreError, nearest
 from usdcore.gates import Gating
-from usdcore.ragged import RaggedReader, RaggedWriter, lay_out, layout_of, relaid
+from usdcore.multihead import open_up
+from usdcore.passages import module_at
+from usdcore.ragged import gaps_of, lay_out, layout_of, relaid
 from usdcore.runner import attach, drop_branch, gating_of
 from usdcore.units import find_units
+from usdcore.units.metacopy import forget, held_tensors
+from usdcore.units.types import WIDTH, is_width
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,8 +29,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from usdcore.plans import Attach, Plan
+    from usdcore.ragged import Way
     from usdcore.strategy import Strategy
-    from usdcore.units.types import Group, IntArray, Units
+    from usdcore.units.types import Group, IntArray, Side, Units
 
     BoolArray = npt.NDArray[np.bool_]
     Keeps = dict[str, BoolArray]
@@ -79,7 +86,7 @@ def slice_tensor(tensor: torch.Tensor, axes: Mapping[int, npt.NDArray[np.bool_]]
     out = tensor.detach()
     for axis, stays in axes.items():
         out = out.index_select(axis, torch.from_numpy(np.flatnonzero(stays)).to(out.device))
-    return out.clone()
+    return out if axes else out.clone()  # what is selected is a copy already
 
 
 def attach_plan(
@@ -117,9 +124,11 @@ def _keeps(units: Units, plan: Plan) -> Keeps:
     """The kept entries of each group of the plan, checked."""
     keeps: Keeps = {}
     for name, indices in plan.kept_groups.items():
-        group = units.groups.get(name)
+        group = units.group(name)
         if group is None:
-            msg = f"the plan keeps part of {name!r}, which this model does not have: {nearest(name, units.groups)}"
+            known = (is_width(name) and units.widths.groups) or units.groups
+            why = f" ({units.widths.reason})" if name == WIDTH and units.widths.reason else ""
+            msg = f"the plan keeps part of {name!r}, which this model does not have{why}: {nearest(name, known)}"
             raise UsdcoreError(msg)
         if group.reason is not None:
             msg = f"{name} can't be pruned: {group.reason}"
@@ -133,17 +142,21 @@ def _keeps(units: Units, plan: Plan) -> Keeps:
         keep = np.zeros(group.size, dtype=bool)
         keep[list(indices)] = True
         keeps[name] = keep
-    for parent, group in units.nested.items():
-        if group.name in keeps and parent in keeps and not keeps[parent][group.parent_of][keeps[group.name]].any():
-            msg = f"{group.name}: nothing would be left in the {parent} that stay; drop the branch instead"
-            raise UsdcoreError(msg)
+    for parent, inside in units.nested.items():
+        for group in inside if parent in keeps else ():
+            left = keeps[parent][group.parent_of]
+            if not (left & keeps[group.name] if group.name in keeps else left).any():
+                msg = f"{group.name}: nothing would be left in the {parent} that stay; drop the branch instead"
+                raise UsdcoreError(msg)
     return keeps
 
 
 def _positions(units: Units, keeps: Keeps) -> Positions:
     positions: Positions = {}
     for name, keep in keeps.items():
-        for member in units.groups[name].members:
+        group = units.group(name)
+        assert group is not None
+        for member in group.members:
             stays = (member.entry_of < 0) | keep[member.entry_of]
             axes = positions.setdefault(member.tensor, {})
             axes[member.axis] = axes.get(member.axis, np.ones_like(stays)) & stays
@@ -154,31 +167,47 @@ def _slice(model: nn.Module, units: Units, keeps: Keeps) -> nn.Module:
     positions = _positions(units, keeps)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     memo = {id(tensors[name]): _sliced(tensors[name], axes) for name, axes in positions.items()}
+    # What a forward with gradients left behind can't be copied as it is.
+    held = (tensor for module in model.modules() for tensor in held_tensors(module))
+    memo |= {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
     small = copy.deepcopy(model, memo)
+    open_up(small)
+    forget(small)
     for name, keep in keeps.items():
-        _follow(small, units.groups[name], int((~keep).sum()))
-    _restate_linears(small, positions)
-    for parent, group in units.nested.items():
-        if keeps.keys() & {parent, group.name}:
-            _lay_out(model, small, group, keeps.get(parent), positions)
+        group = units.group(name)
+        assert group is not None
+        _follow(small, group, int((~keep).sum()))
+    _restate(small, positions)
+    _lay_out(model, small, units, keeps)
     return small
 
 
-def _lay_out(model: nn.Module, small: nn.Module, group: Group, parents: BoolArray | None, positions: Positions) -> None:
-    """Tell the modules around a nested group which of its entries are left in which parent."""
-    slots = group.slots
-    assert slots is not None
-    parents = np.ones(len(slots.written), dtype=bool) if parents is None else parents
-    sides: tuple[tuple[str, IntArray, int, type[RaggedWriter | RaggedReader]], ...] = (
-        (slots.writer, slots.written, 0, RaggedWriter),
-        (slots.reader, slots.read, 1, RaggedReader),
-    )
-    for path, table, axis, kind in sides:
-        before, after = model.get_submodule(path), small.get_submodule(path)
-        assert isinstance(before, nn.Linear)
-        assert isinstance(after, nn.Linear)
-        layout = layout_of(before, before.weight.shape[axis])
-        lay_out(after, relaid(layout, table, parents, positions[f"{path}.weight"][axis]), kind)
+def _lay_out(model: nn.Module, small: nn.Module, units: Units, keeps: Keeps) -> None:
+    """Tell the modules around nested groups which positions of theirs hold what is left."""
+    sides: dict[tuple[str, Way], list[tuple[Group, Side]]] = {}
+    for group in units.groups.values():
+        if group.slots is not None and keeps.keys() & {group.name, group.parent}:
+            for side in group.slots.writers:
+                sides.setdefault((side.module, "made"), []).append((group, side))
+            for side in group.slots.readers:
+                sides.setdefault((side.module, "read"), []).append((group, side))
+    positions = _positions(units, keeps)
+    for (path, way), own in sides.items():
+        tensor, axis = own[0][1].tensor, 0 if way == "made" else 1
+        weight = model.get_parameter(tensor)
+        width, module = weight.shape[axis], module_at(small, path, own[0][1].edit)
+        stays = positions.get(tensor, {}).get(axis, np.ones(width, dtype=bool))
+        rows = [_rows(group, side, keeps) for group, side in own]
+        layout = relaid(layout_of(module, way, width), rows, stays)
+        lay_out(module, way, layout, own[0][1].axis, weight.device)
+
+
+def _rows(group: Group, side: Side, keeps: Keeps) -> tuple[IntArray, BoolArray, bool]:
+    """The positions of a nested group, which rows of them stay, and whether what is left may move in them."""
+    assert group.slots is not None
+    parents = keeps.get(group.parent or "")
+    kept = np.ones(len(side.table), dtype=bool) if parents is None else parents[side.parent_of]
+    return side.table, kept, group.slots.moves and group.name in keeps
 
 
 def _sliced(tensor: torch.Tensor, axes: Mapping[int, npt.NDArray[np.bool_]]) -> torch.Tensor:
@@ -188,13 +217,31 @@ def _sliced(tensor: torch.Tensor, axes: Mapping[int, npt.NDArray[np.bool_]]) -> 
 
 def _follow(model: nn.Module, group: Group, num_removed: int) -> None:
     for attribute in group.attributes:
-        module = model.get_submodule(attribute.module)
-        setattr(module, attribute.name, getattr(module, attribute.name) - num_removed * attribute.per_entry)
+        module, (name, *keys) = model.get_submodule(attribute.module), attribute.name.replace("]", "").split("[")
+        setattr(module, name, _lowered(getattr(module, name), keys, num_removed * attribute.per_entry))
+    for path, edit in group.edits if num_removed else ():
+        rewrite.edit(model.get_submodule(path), [edit])
 
 
-def _restate_linears(model: nn.Module, tensors: Mapping[str, object]) -> None:
-    """`in_features` and `out_features` are not read by torch's own linear, but by everyone who looks at one."""
+def _lowered(value: Any, keys: list[str], by: int) -> Any:
+    """A number, or a copy of a tuple, list or dict with the number at `keys`, lowered."""
+    if not keys:
+        return value - by
+    if isinstance(value, dict):
+        return value | {keys[0]: _lowered(value[keys[0]], keys[1:], by)}
+    return type(value)(_lowered(v, keys[1:], by) if str(i) == keys[0] else v for i, v in enumerate(value))
+
+
+def _restate(model: nn.Module, tensors: Mapping[str, object]) -> None:
+    """The sizes that torch's own modules do not read in their forward, but everyone who looks at one does."""
     for name in tensors:
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
+            made, read = gaps_of(module, "made"), gaps_of(module, "read")
+            module.out_features = len(made.layout if made else module.weight)
+            module.in_features = len(read.layout) if read else module.weight.shape[1]
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            module.out_channels = len(module.weight)
+            module.in_channels = module.weight.shape[1] * module.groups
+        elif isinstance(module, _BatchNorm) and module.running_mean is not None:
+            module.num_features = len(module.running_mean)

@@ -18,7 +18,7 @@ def usdcore_register(register: Register) -> None:
         name="prune",
         config=PruneConfig,
         implementation="usdcore_prune.structured:Prune",
-        summary="removes the heads, head dims and neurons of least importance (magnitude, Taylor, BatchNorm, random)",
+        summary="removes heads, head dims, neurons and stream channels of least importance (magnitude, Taylor, ...)",
     )
     register.strategy(
         name="prune-unstructured",

@@ -35,21 +35,28 @@ class PruneConfig(PluginConfig):
     """Remove attention heads."""
     hidden: bool = True
     """Remove hidden neurons."""
+    width: bool = False
+    """Remove channels of the residual stream: from the embedding, every branch, norm and the head together. Norms then
+    run over what is left, so the model changes more than by zeros in their place: fine-tune. Of several streams (the
+    stages of a pyramid), all that can be cut."""
     v_dims: bool = False
     """Remove value dims inside heads; by `global`, a different number in each."""
+    qk_dims: bool = False
+    """Remove query dims, each with the key dim that it meets (rotary pairs as one). Rows of the projections go; the
+    attention itself multiplies zeros in their place."""
     ratios: dict[Pattern, Ratio] = Field(default_factory=dict)
     """Shares to remove, by glob patterns of units (`blocks.0.*`) or groups (`*.mlp:hidden`); 0 leaves them whole. The
     budget decides about what no pattern matches."""
     round_to: int = Field(default=1, ge=1, le=4096)
-    """Keep a multiple of so many hidden neurons wherever any goes; the budget is then met from below, as near as that
-    allows. Where `ratios` names a group, its share is rounded to the multiple above it."""
+    """Keep a multiple of so many hidden neurons, and channels of a stream, wherever any goes; the budget is then met
+    from below, as near as that allows. Where `ratios` names a group, its share is rounded to the multiple above it."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of `random`."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of groups to prune."""
-        return tuple(kind for kind in ("heads", "hidden", "v_dims") if getattr(self, kind))
+        return tuple(kind for kind in ("heads", "hidden", "v_dims", "qk_dims", "width") if getattr(self, kind))
 
     def mistakes(self, beside: Beside) -> Iterator[tuple[str, str]]:
         """Gradients need training."""
@@ -60,7 +67,7 @@ class PruneConfig(PluginConfig):
     @model_validator(mode="after")
     def _something(self) -> PruneConfig:
         if not self.kinds:
-            msg = "nothing to prune: set at least one of heads, hidden, v_dims to true"
+            msg = "nothing to prune: set at least one of heads, hidden, v_dims, qk_dims, width to true"
             raise ValueError(msg)
         return self
 

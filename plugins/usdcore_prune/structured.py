@@ -18,7 +18,7 @@ from usdcore_prune.patterns import shares
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from usdcore.units.types import Group
+    from usdcore.units.types import Group, Units
     from usdcore_prune.config import PruneConfig
 
 #: How far below the budget `ratios` alone may end, as a share of the dense model: a run's own promise.
@@ -46,6 +46,8 @@ class Prune(Strategy):
         """
         config, is_new = self.config, not self.whole
         groups = {g.name: g for g in site.units.groups.values() if g.kind in config.kinds and g.reason is None}
+        if config.width:
+            groups |= _widths(site.units)
         names = {name: (name, name.rpartition(":")[0]) for name in groups}
         stated = shares(config.ratios, names, "prune.ratios") if groups else {}
         self.entries = {n: Entries.of(site.model, g) for n, g in groups.items() if stated.get(n) != 0}
@@ -110,7 +112,7 @@ class Prune(Strategy):
         """How many entries a group may be left with: one number by its share, or multiples of `round_to`."""
         sizes: dict[str, tuple[int, ...]] = {}
         for name, entry in self.entries.items():
-            group, step = entry.group, self.config.round_to if entry.group.kind == "hidden" else 1
+            group, step = entry.group, self.config.round_to if entry.group.kind in ("hidden", "width") else 1
             if name in stated:
                 left = max(1, self.whole[name] - round(stated[name] * self.whole[name]))
                 left = math.ceil(left / step) * step
@@ -137,6 +139,16 @@ class Prune(Strategy):
         return counts
 
 
+def _widths(units: Units) -> dict[str, Group]:
+    """The widths of the residual streams that can be cut. Errors: there are none, with the reason."""
+    found = {name: group for name, group in units.widths.groups.items() if group.reason is None}
+    if not found:
+        why = next((f"{name}: {group.reason}" for name, group in units.widths.groups.items()), units.widths.reason)
+        msg = f"prune: no residual stream of this model can be made narrower: {why}; leave out width"
+        raise UsdcoreError(msg)
+    return found
+
+
 def _per_parent(group: Group) -> list[int]:
     """The number of entries in each parent, or of all where they lie in none."""
     if group.parent_of is None:
@@ -150,7 +162,7 @@ def _require_scales(entries: Mapping[str, Entries]) -> None:
         shown = ", ".join(without[:4]) + (f" and {len(without) - 4} more" if len(without) > 4 else "")
         msg = (
             f"prune: bn_scale needs a BatchNorm on what it ranks, and there is none on {shown}; leave these out by "
-            f"heads, hidden, v_dims or ratios {{PATTERN: 0}}, or use another importance"
+            f"heads, hidden, v_dims, qk_dims, width or ratios {{PATTERN: 0}}, or use another importance"
         )
         raise UsdcoreError(msg)
 

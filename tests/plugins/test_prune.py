@@ -113,7 +113,7 @@ def test_bn_scale_reads_the_norm_on_the_neurons() -> None:
     session = Session(model, torch.zeros(1, 3, 224, 224), Budget("macs", 0.9, batch_size=2))
     prune = make(importance="bn_scale", heads=False)
     session.begin_phase([prune])
-    name = next(iter(prune.entries))
+    name = next(name for name in prune.entries if ".mlp" in name)
     unit = name.rpartition(":")[0]
     norm: Any = model.get_submodule(f"{unit}.ln1.bn")
     torch.testing.assert_close(prune.importance(name), norm.weight.detach().abs())
@@ -170,10 +170,11 @@ def test_global_removes_where_least_is_lost(vit: nn.Module) -> None:
     assert min(session.plan.keep("blocks.1.mlp:hidden") or ()) >= 100
 
 
-def test_dims_of_heads_local_leaves_equal_heads(vit: nn.Module) -> None:
-    session = begun(vit, make(heads=False, hidden=False, v_dims=True, scope="local"), target=0.9)
+@pytest.mark.parametrize("kind", ["qk_dims", "v_dims"])
+def test_dims_of_heads_local_leaves_equal_heads(vit: nn.Module, kind: str) -> None:
+    session = begun(vit, make(heads=False, hidden=False, scope="local", **{kind: True}), target=0.9)
     ended(session)
-    group = session.units.groups["blocks.0.attn:v_dims"]
+    group = session.units.groups[f"blocks.0.attn:{kind}"]
     counts = np.bincount(group.parent_of)  # type: ignore[arg-type]
     assert group.size < 48
     assert counts.max() - counts.min() <= 1
@@ -205,10 +206,10 @@ def test_ratios_are_kept_and_the_budget_takes_the_rest(vit: nn.Module) -> None:
 
 
 def test_ratios_of_dims_cut_every_head_alike(vit: nn.Module) -> None:
-    session = begun(vit, make(heads=False, v_dims=True, ratios={"*.attn": 0.25}), target=0.7)
+    session = begun(vit, make(heads=False, v_dims=True, qk_dims=True, ratios={"*.attn": 0.25}), target=0.7)
     ended(session)
-    for block in range(3):
-        group = session.units.groups[f"blocks.{block}.attn:v_dims"]
+    for block, kind in ((block, kind) for block in range(3) for kind in ("v_dims", "qk_dims")):
+        group = session.units.groups[f"blocks.{block}.attn:{kind}"]
         assert np.bincount(group.parent_of).tolist() == [9] * 4  # type: ignore[arg-type]
 
 

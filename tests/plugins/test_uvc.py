@@ -170,8 +170,8 @@ def test_norms_are_those_of_the_projections_columns(model: nn.Module) -> None:
     dims = layout.dims.norms()
     attention = units.attention[0]
     group = next(g for g in attention.groups if g.kind == "heads")
-    assert group.mask is not None
-    weight = model.get_submodule(group.mask.module).get_parameter("weight").detach()
+    (mask,) = group.masks
+    weight = model.get_submodule(mask.module).get_parameter("weight").detach()
     squares = weight.square().sum(0).view(attention.num_heads, -1)
     assert torch.allclose(heads[0], squares.sum(1), rtol=1e-5)
     assert torch.allclose(dims[: attention.num_heads], squares, rtol=1e-5)

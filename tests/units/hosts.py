@@ -12,6 +12,11 @@ DIM, HEADS, HEAD_DIM, HIDDEN, TOKENS = 24, 4, 6, 40, 5
 INPUT = torch.zeros(1, TOKENS, DIM)
 
 
+def side_by_side(y: Tensor, width: int) -> Tensor:
+    """Heads put together by a function that is no method of the module."""
+    return y.transpose(1, 2).reshape(len(y), y.shape[2], width)
+
+
 class Attention(nn.Module):
     """Separate q, k and v; `merge` is how the heads are put side by side again, `core` how attention is computed."""
 
@@ -54,6 +59,8 @@ class Attention(nn.Module):
         y = self.attend(self.split(self.to_q(x)), self.split(self.to_k(x)), self.split(self.to_v(x)))
         if self.how == "number":
             y = y.transpose(1, 2).reshape(B, N, C)
+        elif self.how == "function":
+            y = side_by_side(y, C)
         elif self.how == "attribute":
             y = y.transpose(1, 2).reshape(B, N, self.total)
         elif self.how == "product":

@@ -16,9 +16,9 @@ ONE = torch.zeros(1, *INPUT)
 
 def gradients(model: nn.Module, group: Group, entry: int | None) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     """The gradient of every parameter, with one entry masked or with none."""
-    assert group.mask is not None
-    factor = torch.from_numpy((group.mask.entry_of != entry).astype(float))
-    module = model.get_submodule(group.mask.module)
+    (mask,) = group.masks
+    factor = torch.from_numpy((mask.entry_of != entry).astype(float))
+    module = model.get_submodule(mask.module)
     handle = module.register_forward_pre_hook(lambda _, args: (args[0] * factor,))
     model.zero_grad()
     images = torch.randn(4, *INPUT, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -38,26 +38,30 @@ def test_everything_is_found(model: nn.Module, fused: bool) -> None:
         heads = unit.groups[0]
         assert heads.reason is None
         assert heads.name == f"{unit.name}:heads"
-        assert heads.mask is not None
-        assert heads.mask.module == f"{unit.name}.proj"
-        assert np.array_equal(heads.mask.entry_of, np.arange(48) // 12)
+        (mask,) = heads.masks
+        assert (mask.module, mask.axis) == (f"{unit.name}.proj", -1)
+        assert np.array_equal(mask.entry_of, np.arange(48) // 12)
         assert {(a.name, a.per_entry) for a in heads.attributes} == {("num_heads", 1), ("attn_dim", 12)}
     for ffn in units.ffn:
         (hidden,) = ffn.groups
         assert (hidden.reason, hidden.kind, hidden.size, hidden.attributes) == (None, "hidden", ffn.hidden, ())
-        assert hidden.mask is not None
-        assert np.array_equal(hidden.mask.entry_of, np.arange(ffn.hidden))
+        (mask,) = hidden.masks
+        assert np.array_equal(mask.entry_of, np.arange(ffn.hidden))
 
 
-def test_branches_are_the_children_in_call_order(model: nn.Module, fused: bool) -> None:
+def test_branches_are_the_sums_of_a_block(model: nn.Module, fused: bool) -> None:
     units = find_units(model, ONE)
     for name, branch in units.branches.items():
         owner, _, part = name.rpartition(".")
         number = 1 if part == "attn" else 2
         assert branch.reason is None
         assert branch.owner == owner
-        assert branch.chain == (f"norm{number}", part, f"ls{number}", f"drop_path{number}")
-        modules = [model.get_submodule(f"{owner}.{child}") for child in branch.chain]
+        assert branch.sum is not None
+        assert (branch.sum.function, branch.sum.skip, branch.sum.stream) == ("forward", 0, "x")
+        names = tuple(f"{owner}.{child}" for child in (f"norm{number}", part, f"ls{number}", f"drop_path{number}"))
+        assert branch.modules == names
+        assert branch.tensors == ()
+        modules = [model.get_submodule(path) for path in branch.modules]
         assert branch.params == sum(p.numel() for module in modules for p in module.parameters())
 
 
@@ -92,10 +96,10 @@ def test_exact_costs_of_one_entry() -> None:
     assert (heads.macs_per_entry, heads.params_per_entry) == (24_333_440, 64 * (3 * 384 + 3 + 384))
     assert (hidden.macs_per_entry, hidden.params_per_entry) == (151_296, 2 * 384 + 1)
     qk, v = (groups[f"blocks.3.attn:{kind}"] for kind in ("qk_dims", "v_dims"))
-    assert (qk.macs_per_entry, qk.params_per_entry) == (2 * 197 * 384 + 197 * 197, 2 * 385)
+    assert (qk.macs_per_entry, qk.params_per_entry) == (2 * 197 * 384, 2 * 385)
     assert (v.macs_per_entry, v.params_per_entry) == (2 * 197 * 384, 385 + 384)
-    assert heads.own_macs == heads.macs_per_entry - 64 * v.macs_per_entry
-    assert heads.own_params == heads.params_per_entry - 64 * v.params_per_entry
+    assert heads.own_macs == heads.macs_per_entry - 64 * (qk.macs_per_entry + v.macs_per_entry) == 2 * 64 * 197 * 197
+    assert (heads.own_params, qk.slots is not None and qk.slots.moves) == (0, True)
 
 
 def test_dims_lie_inside_heads() -> None:
@@ -106,8 +110,7 @@ def test_dims_lie_inside_heads() -> None:
         assert dims.parent_of is not None
         assert np.array_equal(dims.parent_of, np.arange(48) // 12)
         assert dims.parent == heads.name
-    assert "width of its own for each head" in (qk.reason or "")
-    assert v.reason is None
+        assert dims.reason is None
     rows = {m.tensor: m.entry_of for m in heads.members}["blocks.1.attn.qkv.weight"]
     parents = np.concatenate([qk.parent_of, qk.parent_of, v.parent_of])  # type: ignore[list-item]
     assert np.array_equal(rows, parents)
@@ -130,7 +133,10 @@ def test_norm_weights_shared_by_heads_stay() -> None:
     heads = groups["blocks.0.attn:heads"]
     assert not any("norm" in m.tensor for m in heads.members)
     assert heads.params_per_entry == 12 * (3 * 48 + 3 + 48)
-    assert "normalised together by layer_norm in blocks.0.attn.q_norm" in (groups["blocks.0.attn:qk_dims"].reason or "")
+    qk = groups["blocks.0.attn:qk_dims"]
+    assert {(m.tensor, m.axis) for m in qk.members} == {("blocks.0.attn.qkv.weight", 0), ("blocks.0.attn.qkv.bias", 0)}
+    assert qk.slots is not None
+    assert not qk.slots.moves
 
 
 @pytest.mark.parametrize(("heads", "dim"), [(4, 16), (8, 64)])

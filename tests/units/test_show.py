@@ -20,7 +20,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 def test_json_keys() -> None:
-    found = json.loads(json.dumps(units_json(find_units(Layers(Block(merge="number")), INPUT), "mine", 8)))
+    found = json.loads(json.dumps(units_json(find_units(Layers(Block(merge="function")), INPUT), "mine", 8)))
     assert (found["model"], found["input_size"]) == ("mine", 8)
     (attention,), (ffn,), (block,) = found["attention"], found["ffn"], found["blocks"]
     assert [attention[key] for key in ("name", "num_heads", "qk_dim", "v_dim")] == ["layers.0.mix", 4, 6, 6]
@@ -37,13 +37,22 @@ def test_json_keys() -> None:
 
 
 def test_a_reason_is_told_once() -> None:
-    told = reasons(find_units(Layers(Block(merge="number"), Block(merge="number")), INPUT))
+    told = reasons(find_units(Layers(Block(merge="function"), Block(merge="function")), INPUT))
     fixed = [names for reason, names in told if "a fixed size" in reason]
     assert fixed == [["layers.0.mix:heads", "layers.1.mix:heads"]]
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    small = ("--input-size", "32", "--kwargs", "depth=1", "--kwargs", "qk_norm=true", "--kwargs", "num_classes=5")
+    small = (
+        "--input-size",
+        "32",
+        "--kwargs",
+        "depth=1",
+        "--kwargs",
+        "scale_attn_norm=true",
+        "--kwargs",
+        "num_classes=5",
+    )
     code, out, _ = run(capsys, "vit_tiny_patch16_224", *small, "--json")
     found = json.loads(out)
     assert code == 0
@@ -51,7 +60,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "vit_tiny_patch16_224", *small)
     assert code == 0
     assert f"{found['macs']:,} MACs" in out
-    assert "can't be pruned: heads that differ in their q and k width" in out
+    assert "can't be pruned: its entries are normalised together by layer_norm" in out
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,7 @@ def test_a_replaced_forward(vit: nn.Module) -> None:
     block.forward = Sum(block)
     units = find_units(vit, ONE)
     assert units.macs == expected.macs
-    assert units.branches["blocks.1.mlp"].chain == ("norm2", "mlp")
-    assert units.branches["blocks.1.mlp"].reason is None
+    assert "is not in a method of blocks.1" in (units.branches["blocks.1.mlp"].reason or "")
     assert block.forward.block is block
 
 

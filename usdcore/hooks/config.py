@@ -79,7 +79,7 @@ class DataConfig(_Options):
     input_size: int = Field(ge=1, le=65536)
     """Side of the square input image, in pixels."""
     batch_size: int = Field(ge=1, le=2**24)
-    """Training images per step."""
+    """Training images per step, over all processes of a run."""
     workers: int = Field(default=0, ge=0, le=1024)
     """Loader processes; 0 loads in the main process."""
     augment: str = "none"

@@ -73,7 +73,12 @@ def _search_sentence(result: Result) -> str:
 
 def _removed_sentence(result: Result) -> str:
     """What was cut out for good, and what each kind of it saved."""
-    nouns = {"v_dims": "value dims of heads", "hidden": "hidden neurons"}
+    nouns = {
+        "qk_dims": "query and key dims of heads",
+        "v_dims": "value dims of heads",
+        "hidden": "hidden neurons",
+        "width": "channels of the residual stream",
+    }
     parts = [f"{nouns.get(kind, kind)} {text.percent(share)}" for kind, share in result.removed.items() if share > 0]
     return f"Of the dense model's {metric(result)} went for good with: {', '.join(parts)}." if parts else ""
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from usdcore.units.drafts import Draft, UnitDraft, assign
+from usdcore.units.drafts import Draft, UnitDraft, assign, components
 
 if TYPE_CHECKING:
     from usdcore.units.labelling import Core, Labelling
@@ -14,60 +14,63 @@ if TYPE_CHECKING:
 
     BoolArray = np.typing.NDArray[np.bool_]
 
-RAGGED = (
-    "heads that differ in their q and k width need an attention with a width of its own for each head, "
-    "which the model's code does not have"
-)
-
 
 def attention_drafts(flow: Labelling, component: IntArray) -> list[UnitDraft]:
     """One unit for each core, in order of execution, with the groups heads, qk_dims and v_dims."""
-    is_free = np.bincount(component)[component] == 1  # labels that nothing is tied to
+    fine = components(flow, is_fine=True)
+    is_free = np.bincount(fine)[fine] == 1  # labels that nothing is tied to
     is_made = np.ones(flow.num_labels, dtype=bool)
     for labels in flow.padding:
         is_made[labels] = False
-    return [_unit(component, core, is_free, is_made) for core in flow.cores]
+    return [_unit((component, fine), core, is_free, is_made) for core in flow.cores]
 
 
-def _unit(component: IntArray, core: Core, is_free: BoolArray, is_made: BoolArray) -> UnitDraft:
-    if core.q is None or core.k is None or core.v is None:
+def _unit(component: tuple[IntArray, IntArray], core: Core, is_free: BoolArray, is_made: BoolArray) -> UnitDraft:
+    if core.q is None:
         return _unresolved(core)
-    labels, entries, is_clean = assign(component, [core.q, core.k, core.v])
+    parts = [part for part in (core.q, core.k, core.v, core.logits) if part is not None]
+    labels, entries, is_clean = assign(component[0], parts)
     first = Draft("heads", len(core.q), labels, entries)
     if not is_clean:
         first.reasons.append("its heads are tied to each other, so one can't go without the others")
-    groups = [first, _qk_dims(component, core.q, core.k), _v_dims(component, core.v, is_made)]
+    if core.k is None or core.v is None or core.dims is not None:
+        dims = [_refused(kind, core.dims or "") for kind in ("qk_dims", "v_dims")]
+        width = core.v_shape[-1] if core.v is None else core.v.shape[1]
+        return UnitDraft([first, *dims], core.op, (len(core.q), core.q.shape[1], width))
+    rows = np.concatenate([core.q, core.k])
+    own = [("qk_dims", rows), ("v_dims", core.v)]
+    groups = [first, *(_dims(kind, component[1], table, len(core.q), is_made) for kind, table in own)]
     if not is_free[core.v].all():
         groups[2].reasons.append("its entries are tied to others, position by position")
     return UnitDraft(groups, core.op, (len(core.q), core.q.shape[1], core.v.shape[1]))
 
 
-def _qk_dims(component: IntArray, q: IntArray, k: IntArray) -> Draft:
-    """The q and k dims of each head; dims that are tied (a rotary pair) make one entry."""
-    draft = _dims("qk_dims", component, [np.unique(component[np.concatenate(pair)]) for pair in zip(q, k, strict=True)])
-    draft.reasons.append(RAGGED)
-    return draft
+def _dims(kind: str, component: IntArray, rows: IntArray, num_heads: int, is_made: BoolArray) -> Draft:
+    """The dims of each head that a projection makes; there may be zeros beside them. Those that are tied make one
+    entry: a query's with the key's that it meets, both of a rotary pair.
 
-
-def _v_dims(component: IntArray, v: IntArray, is_made: BoolArray) -> Draft:
-    """The values' dims of each head that a projection makes; there may be zeros beside them."""
-    draft = _dims("v_dims", component, [np.unique(component[row[is_made[row]]]) for row in v])
-    draft.table = v
-    return draft
-
-
-def _dims(kind: str, component: IntArray, per_head: list[IntArray]) -> Draft:
+    The `rows` [parts * H, d] are the labels of each head's places, those of one part (queries, keys) after the other's.
+    """
+    parents = np.arange(len(rows)) % num_heads
+    per_head = [np.unique(component[own[is_made[own]]]) for own in (rows[parents == h] for h in range(num_heads))]
     ids = np.concatenate(per_head)
-    parent_of = np.repeat(np.arange(len(per_head)), [len(own) for own in per_head])
+    parent_of = np.repeat(np.arange(num_heads), [len(own) for own in per_head])
     labels, entries, _ = assign(component, [ids[:, None]])
-    return Draft(kind, len(ids), labels, entries, [], parent_of)
+    is_own = is_made[labels]  # zeros may be tied to what is made
+    reasons = [] if len(np.unique(ids)) == len(ids) else ["its entries are tied across heads"]
+    return Draft(kind, len(ids), labels[is_own], entries[is_own], reasons, parent_of, rows, parents)
 
 
 def _unresolved(core: Core) -> UnitDraft:
     """A core whose heads are not known: its shape is, where the batch axes show it."""
     shape = core.v_shape
     heads = shape[-3] if len(shape) == 4 else 1
-    nothing = np.zeros(0, np.int64)
-    groups = [Draft(kind, 0, nothing, nothing, [core.reason or ""]) for kind in ("heads", "qk_dims", "v_dims")]
+    groups = [_refused(kind, core.reason or "") for kind in ("heads", "qk_dims", "v_dims")]
     groups[0].size = heads
     return UnitDraft(groups, core.op, (heads, shape[-1], shape[-1]))
+
+
+def _refused(kind: str, reason: str) -> Draft:
+    """A group of which nothing is known but why."""
+    nothing = np.zeros(0, np.int64)
+    return Draft(kind, 0, nothing, nothing, [reason])

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from usdcore.units.layers import IntArray, axes, compact
+from usdcore.units.masks import mask_points
 from usdcore.units.types import Attribute, Group, MaskPoint, Member, Slots
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from usdcore.units.follow import Edits
     from usdcore.units.labelling import Labelling
+    from usdcore.units.layers import IntArray
     from usdcore.units.tally import Tally
 
 NUM_REASONS = 3
@@ -28,85 +32,79 @@ def explain(tally: Tally) -> None:
         entries = np.where(norm.labels >= 0, tally.label_entry[norm.labels], -1)
         if not _is_even(entries, norm.dims):
             for group in tally.groups_of(entries):
-                reason = f"its entries are normalised together by {flow.where(flow.trace.ops[norm.op])}"
+                reason = f"its entries {norm.how} {flow.where(flow.trace.ops[norm.op])}"
                 tally.drafts[group].reasons.append(reason)
-
-
-def mask_point(flow: Labelling, tally: Tally, group: int) -> MaskPoint | str:
-    """Where a factor on the entries acts: the module that alone reads them; or why there is no such place."""
-    trace = flow.trace
-    readers = list(tally.readers[group])
-    if len(readers) != 1:
-        return f"{len(readers)} projections read its entries, not one"
-    op = trace.ops[readers[0]]
-    call = trace.calls[op.call]
-    before = trace.values[op.inputs[0]].producer
-    if before >= 0 and trace.ops[before].name == "ragged_pack":
-        op = trace.ops[before]  # a part of the reading module
-    if not call.path or not call.inputs or call.inputs[0] != op.inputs[0]:
-        return f"{flow.where(op)} reads its entries, but not as the input of a module"
-    if sum(other.path == call.path for other in trace.calls) > 1:
-        return f"{call.path} reads its entries and runs more than once"
-    entry_of = np.full(flow.shape(op.inputs[0])[-1], -1)
-    for layer in flow.labels.get(op.inputs[0], ()):
-        if axes(layer) == {layer.ndim - 1}:
-            entries = tally.entries(group, compact(layer).ravel())
-            entry_of = np.where(entry_of < 0, entries, entry_of)
-    if (entry_of < 0).all():
-        return f"{flow.where(op)} reads its entries, but not along the last axis"
-    return MaskPoint(call.path, entry_of)
 
 
 def build_group(
     tally: Tally,
     group: int,
     name: str,
-    attributes: tuple[Attribute, ...] = (),
+    following: tuple[tuple[Attribute, ...], Edits] = ((), ()),
     parent: str | None = None,
-    slots: Slots | str | None = None,
-    nested: Group | None = None,
+    slots: tuple[Slots, tuple[MaskPoint, ...]] | str | None = None,
+    nested: Sequence[Group] = (),
 ) -> Group:
-    """The finished group `group` of a tally. `slots` are its places in `parent`; `nested` is the group inside it."""
+    """The finished group `group` of a tally. `slots` are its places in `parent`; `nested` are the groups inside it."""
     flow, draft = tally.flow, tally.drafts[group]
-    members = tally.members(group)
-    mask = mask_point(flow, tally, group) if draft.kind != "qk_dims" and len(draft.labels) else None
+    places, made = (None, ()) if slots is None or isinstance(slots, str) else slots
+    members = [member for member in tally.members(group) if places is None or _is_laid_out(member, places)]
+    masks = made or (mask_points(flow, tally, group) if len(draft.labels) else ())
     reasons = list(draft.reasons)
-    reasons += [why for why in (mask, slots) if isinstance(why, str)]
-    tensors = Counter(member.tensor for member in members)
-    if any(times > 1 for times in tensors.values()):
-        reasons.append("its entries lie along two axes of one parameter, so their cost is not proportional")
-    macs, params = tally.macs(group), _params(flow, draft.size, members)
+    reasons += [why for why in (slots, masks if slots is None or places else ()) if isinstance(why, str)]
+    squares = _squares(members)
+    if any((member.entry_of < 0).any() for member in squares):
+        reasons.append("its entries lie along two axes of one parameter among others, so they do not all cost the same")
+    macs, params = tally.macs(group), _params(flow, draft.size, [m for m in members if m not in squares])
+    macs_per_pair = tally.macs_per_pair(group)
+    params_per_pair = int(_params(flow, draft.size, squares[::2]).sum()) // max(draft.size, 1) ** 2
     own_macs, own_params = macs, params
-    if nested is not None and nested.reason is None and nested.parent_of is not None:
-        inside = np.bincount(nested.parent_of, minlength=draft.size)
-        own_macs, own_params = macs - inside * nested.macs_per_entry, params - inside * nested.params_per_entry
+    for inner in nested:
+        if inner.reason is None and inner.parent_of is not None:
+            inside = np.bincount(inner.parent_of, minlength=draft.size)
+            own_macs = own_macs - inside * inner.macs_per_entry
+            own_params = own_params - inside * inner.params_per_entry
     if len(np.unique(own_macs)) > 1 or len(np.unique(own_params)) > 1:
         reasons.append("its entries do not all cost the same")
     return Group(
         name=name,
         kind=draft.kind,
         size=draft.size,
-        members=members,
-        attributes=attributes,
-        mask=mask if isinstance(mask, MaskPoint) else None,
-        macs_per_entry=_mean(macs),
-        params_per_entry=_mean(params),
+        members=tuple(members),
+        attributes=following[0],
+        edits=following[1],
+        masks=() if isinstance(masks, str) else masks,
+        macs_per_entry=_mean(macs) + macs_per_pair * draft.size,
+        params_per_entry=_mean(params) + params_per_pair * draft.size,
         reason="; ".join([*dict.fromkeys(reasons)][:NUM_REASONS]) or None,
         parent_of=draft.parent_of,
         parent=parent,
-        slots=slots if isinstance(slots, Slots) else None,
+        slots=places,
         own_macs=_mean(own_macs),
         own_params=_mean(own_params),
+        macs_per_pair=macs_per_pair,
+        params_per_pair=params_per_pair,
     )
 
 
-def _params(flow: Labelling, size: int, members: tuple[Member, ...]) -> IntArray:
+def _squares(members: Sequence[Member]) -> list[Member]:
+    """Those of tensors along two axes of which the entries lie, a tensor's two side by side."""
+    tensors = Counter(member.tensor for member in members)
+    return sorted((m for m in members if tensors[m.tensor] > 1), key=lambda member: member.tensor)
+
+
+def _params(flow: Labelling, size: int, members: Sequence[Member]) -> IntArray:
     """The parameters of each entry."""
     params = np.zeros(size, np.int64)
     for member in members:
         numel = flow.trace.parameters.get(member.tensor, 0)
         np.add.at(params, member.entry_of[member.entry_of >= 0], numel // len(member.entry_of))
     return params
+
+
+def _is_laid_out(member: Member, slots: Slots) -> bool:
+    """Whether a tensor is one of a module that is given gaps; all others meet the zeros in between."""
+    return any(member.tensor in side.tensors for side in (*slots.writers, *slots.readers))
 
 
 def _mean(costs: IntArray) -> int:

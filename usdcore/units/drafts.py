@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class Draft:
     """A group's labels and the entry of each. `reasons` collects why the group can't be pruned.
 
-    `table` [parents, slots] are, for a nested group, the labels that lie in each of the parents' places.
+    For a nested group, `rows` [rows, slots] are the labels of all places, zeros' included, of each part (queries, keys,
+    values) of the parent entry `row_parent`.
     """
 
     kind: str
@@ -25,7 +26,8 @@ class Draft:
     entries: IntArray
     reasons: list[str] = field(default_factory=list)
     parent_of: IntArray | None = None
-    table: IntArray | None = None
+    rows: IntArray | None = None
+    row_parent: IntArray | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -40,14 +42,20 @@ class UnitDraft:
     shape: tuple[int, int, int] = (0, 0, 0)
 
 
-def components(flow: Labelling) -> IntArray:
-    """For each label, the smallest label that it is tied to: tied labels go together."""
+def components(flow: Labelling, is_fine: bool = False) -> IntArray:
+    """For each label, the smallest label that it is tied to: tied labels go together.
+
+    `is_fine` leaves out ties with coarse labels: a factor for each head ties all of its dims to it, not to each other.
+    """
     component = np.arange(flow.num_labels)
     if not flow.ties:
         return component
     a = np.concatenate([tie[0] for tie in flow.ties])
     b = np.concatenate([tie[1] for tie in flow.ties])
-    valid = (a >= 0) & (b >= 0)
+    is_coarse = np.zeros(flow.num_labels + 1, dtype=bool)
+    for labels, _ in flow.coarse if is_fine else ():
+        is_coarse[labels] = True
+    valid = (a >= 0) & (b >= 0) & ~is_coarse[a] & ~is_coarse[b]
     a, b = a[valid], b[valid]
     while True:
         low = np.minimum(component[a], component[b])

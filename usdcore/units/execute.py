@@ -5,12 +5,19 @@ A meta kernel only works out the shape of the result, but takes up to a millisec
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _Spec = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+class Blank(NamedTuple):
+    """Stands for a contiguous tensor on the meta device."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class Executor:
@@ -19,6 +26,7 @@ class Executor:
     def __init__(self) -> None:
         self._known: dict[Any, _Spec] = {}
         self._makes_new: dict[Any, bool] = {}
+        self._shapes: dict[Any, list[tuple[int, ...]]] = {}
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of `func` for tensors on the meta device; errors are the op's own."""
@@ -34,17 +42,46 @@ class Executor:
             self._known[key] = (tuple(out.shape), out.stride(), out.dtype)
         return out
 
+    def shapes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:
+        """The shapes of what `func` gives for arguments with a `Blank` for each tensor; none where it fails."""
+        key = (func, _key(args), _key(kwargs))
+        found = self._shapes.get(key)
+        if found is None:
+            try:
+                with torch.inference_mode():
+                    out = self.run(func, _filled(args), _filled(kwargs))
+                found = [tuple(t.shape) for t in ((out,) if isinstance(out, Tensor) else out)]
+            except Exception:  # whatever an op raises on shapes that do not fit, they do not fit
+                found = []
+            self._shapes[key] = found
+        return found
+
 
 def _makes_new(func: Any) -> bool:
     schema = func._schema
     return not any(a.alias_info for a in (*schema.arguments, *schema.returns)) and func.namespace == "aten"
 
 
+def _filled(argument: Any) -> Any:
+    """Arguments with a tensor for each `Blank`."""
+    kind = type(argument)
+    if kind is Blank:
+        return torch.empty(argument.shape, dtype=argument.dtype, device="meta")
+    if kind is tuple or kind is list:
+        return kind(map(_filled, argument))
+    if kind is dict:
+        return {name: _filled(a) for name, a in argument.items()}
+    return argument
+
+
 def _key(argument: Any) -> Any:
+    kind = type(argument)
+    if kind is Blank:
+        return argument
     if isinstance(argument, Tensor):
-        return (tuple(argument.shape), argument.stride(), argument.dtype, argument.device)
+        return (argument.shape, argument.stride(), argument.dtype, argument.device)
     if isinstance(argument, tuple | list):
         return tuple(map(_key, argument))
     if isinstance(argument, dict):
         return tuple((name, _key(a)) for name, a in argument.items())
-    return (type(argument), argument)
+    return (kind, argument)

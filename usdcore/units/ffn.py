@@ -9,6 +9,7 @@ import networkx as nx
 import numpy as np
 
 from usdcore.units.drafts import Draft, UnitDraft, assign
+from usdcore.units.layers import distinct
 
 if TYPE_CHECKING:
     from usdcore.units.labelling import Labelling
@@ -30,11 +31,11 @@ def ffn_drafts(flow: Labelling, component: IntArray) -> list[UnitDraft]:
         labels = use.labels[free[use.labels]]
         if use.kind == "reads" and len(labels):
             readers.setdefault(use.op, []).append(labels)
-            makers = np.unique(maker_of[labels])
+            makers = distinct(maker_of[labels])
             projections.add_edges_from((("reads", use.op), ("makes", int(maker))) for maker in makers)
     for a, b in flow.ties:
         tied = (a >= 0) & (b >= 0) & free[a] & free[b]
-        makers = np.unique(np.concatenate([maker_of[a[tied]], maker_of[b[tied]]]))
+        makers = distinct(np.concatenate([maker_of[a[tied]], maker_of[b[tied]]]))
         projections.add_edges_from(pairwise(("makes", int(maker)) for maker in makers))
     drafts = []
     for nodes in sorted(nx.connected_components(projections), key=lambda nodes: min(op for _, op in nodes)):
@@ -74,6 +75,6 @@ def _free(flow: Labelling, component: IntArray) -> BoolArray:
 
 
 def _unit(component: IntArray, read: IntArray) -> UnitDraft:
-    ids = np.unique(component[read])
+    ids = distinct(component[read])
     labels, entries, _ = assign(component, [ids[:, None]])
     return UnitDraft([Draft("hidden", len(ids), labels, entries)])

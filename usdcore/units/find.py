@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-import torch
-
 from usdcore.units.attention import attention_drafts
-from usdcore.units.branches import BranchDraft, branch_drafts, build_blocks, build_branches, innermost
+from usdcore.units.branches import (
+    BranchDraft,
+    branch_drafts,
+    build_blocks,
+    build_branches,
+    constant_ops,
+    innermost,
+)
 from usdcore.units.build import build_group, explain, params_of, place
 from usdcore.units.drafts import UnitDraft, components
 from usdcore.units.execute import Executor
@@ -16,11 +20,15 @@ from usdcore.units.ffn import ffn_drafts
 from usdcore.units.follow import follow
 from usdcore.units.graph import Ancestry, build_graph, residuals
 from usdcore.units.labels import label
+from usdcore.units.layers import on_cpu
 from usdcore.units.macs import op_macs
 from usdcore.units.record import record
-from usdcore.units.slots import SlotFinder
+from usdcore.units.separate import separate
+from usdcore.units.slots import SlotFinder, paid
 from usdcore.units.tally import Tally
 from usdcore.units.types import AttentionUnit, Branch, FeedForwardUnit, Group, Units
+from usdcore.units.width import WidthFinder, told_sizes
+from usdcore.units.width_costs import Parts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,8 +43,7 @@ def find_units(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) ->
     device will do. The model is only read: a weightless copy without its hooks runs once, in evaluation mode. What
     can't be pruned or gated is there too, with a reason. Errors: a forward that fails, or that needs values.
     """
-    # Labels are real numbers: a default device of the caller's must not take them to the meta device.
-    with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+    with on_cpu():
         return _find(model, example_inputs)
 
 
@@ -55,7 +62,9 @@ def _find(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Unit
         blocks=build_blocks(flow, finder.built),
         graph=build_graph(trace, macs),
         macs=sum(macs),
+        constant_macs=sum(macs[op] for op in constant_ops(trace)),
         params=sum(trace.parameters.values()),
+        find_widths=WidthFinder(flow, finder.parts(), told_sizes(model), executor),
     )
 
 
@@ -67,15 +76,18 @@ class _Finder:
         self.drafts = drafts
         self.main = Tally(flow, [draft.groups[0] for draft in drafts])
         cores = [draft for draft in drafts if draft.core_op is not None]
-        self.qk_dims = Tally(flow, [draft.groups[1] for draft in cores])
-        # Values that are narrower by zeros leave the core's cost as it is.
-        kernels = frozenset(draft.core_op for draft in cores if draft.core_op is not None)
-        self.v_dims = Tally(flow, [draft.groups[2] for draft in cores], kernels)
-        self.slots = SlotFinder(flow, self.v_dims)
-        for tally in (self.main, self.qk_dims, self.v_dims):
+        self.dims: list[tuple[Tally, SlotFinder]] = []
+        for number, kinds in ((1, {"makes"}), (2, {"makes", "reads"})):
+            own = [draft.groups[number] for draft in cores]
+            tally = Tally(flow, own, paid(flow, own, frozenset(kinds)))
+            self.dims.append((tally, SlotFinder(flow, tally, executor, is_read="reads" in kinds)))
+        # What is done to queries and keys is done to zeros in the place of those that go.
+        for tally in (self.main, self.dims[1][0]):
             explain(tally)
-        self.attributes = follow(self.main, executor)
+        self.following = follow(self.main, executor)
+        separate(self.main)
         branches = branch_drafts(flow)
+        self.tallied: dict[str, tuple[Group, Tally, int]] = {}
         self.branch_of: list[BranchDraft | None] = []
         self.names: list[str] = []
         for index, draft in enumerate(drafts):
@@ -87,6 +99,15 @@ class _Finder:
                 branch.units.append(self.names[-1])
         self.built = build_branches(flow, branches)
 
+    def parts(self) -> Parts:
+        """What the costs of the model's parts are counted from; after `units`."""
+        units = {
+            name: (f"{name}:{draft.groups[0].kind}", frozenset(self.main.ops[index]))
+            for index, (name, draft) in enumerate(zip(self.names, self.drafts, strict=True))
+        }
+        branches = {branch.name: (branch, draft.ops) for draft, branch in self.built}
+        return Parts(units, branches, self.tallied)
+
     def units(self) -> tuple[tuple[AttentionUnit, ...], tuple[FeedForwardUnit, ...]]:
         """All units, in order of execution."""
         attention: list[AttentionUnit] = []
@@ -94,7 +115,8 @@ class _Finder:
         for index, draft in enumerate(self.drafts):
             name, groups, branch = self.names[index], self._groups(index), self._branch(index)
             # Where the heads are not known, no cost is theirs alone: the core's own is shown.
-            macs = int(self.main.macs(index).sum()) or sum(self.flow.macs[op] for op in self.main.ops[index])
+            pairs = self.main.macs_per_pair(index) * draft.groups[0].size ** 2
+            macs = int(self.main.macs(index).sum()) + pairs or sum(self.flow.macs[op] for op in self.main.ops[index])
             params = params_of(self.flow, self.main.ops[index])
             if draft.core_op is None:
                 ffn.append(FeedForwardUnit(name, groups[0].size, macs, params, groups, branch))
@@ -103,15 +125,22 @@ class _Finder:
         return tuple(attention), tuple(ffn)
 
     def _groups(self, index: int) -> tuple[Group, ...]:
-        name, draft, attributes = self.names[index], self.drafts[index], self.attributes[index]
+        name, draft, following = self.names[index], self.drafts[index], self.following[index]
         first = f"{name}:{draft.groups[0].kind}"
         if draft.core_op is None:
-            return (build_group(self.main, index, first, attributes),)
+            hidden = build_group(self.main, index, first, following)
+            self.tallied[first] = (hidden, self.main, index)
+            return (hidden,)
         number = sum(other.core_op is not None for other in self.drafts[:index])
-        slots = self.slots.find(number, draft.core_op, self.v_dims.members(number)) if draft.shape[2] else None
-        qk_dims = build_group(self.qk_dims, number, f"{name}:qk_dims", parent=first)
-        v_dims = build_group(self.v_dims, number, f"{name}:v_dims", parent=first, slots=slots)
-        return build_group(self.main, index, first, attributes, nested=v_dims), qk_dims, v_dims
+        nested = []
+        for tally, slots in self.dims:
+            own = f"{name}:{tally.drafts[number].kind}"
+            found = slots.find(number) if tally.drafts[number].size else None
+            nested.append(build_group(tally, number, own, parent=first, slots=found))
+            self.tallied[own] = (nested[-1], tally, number)
+        heads = build_group(self.main, index, first, following, nested=nested)
+        self.tallied[first] = (heads, self.main, index)
+        return heads, *nested
 
     def _branch(self, index: int) -> Branch | None:
         return next((branch for draft, branch in self.built if draft is self.branch_of[index]), None)

@@ -2,30 +2,35 @@
 
 An op runs with inputs of the shapes that the labels say, and with its size arguments evaluated again from the host's
 expressions; the result must have the shape that the labels say. Where an argument is an int attribute of a module and
-must change, the attribute has to follow the group. Whatever else does not fit is a reason why the group can't be
-pruned, with the line of the host's code.
+must change, the attribute has to follow the group. Where one size of a reshape does not follow by itself, that one
+argument is to be rewritten as -1. Whatever else does not fit is a reason why the group can't be pruned, with the line
+of the host's code.
 """
 
 from __future__ import annotations
 
 from itertools import compress
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from usdcore import rewrite
+from usdcore.rewrite import Edit
+from usdcore.units.execute import Blank
 from usdcore.units.removal import BoolArray, Removal, Shape
 from usdcore.units.sizes import Expr, evaluate, leaves
 from usdcore.units.trace import numbers, refill
 from usdcore.units.types import Attribute
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from usdcore.units.execute import Executor
     from usdcore.units.tally import Tally
     from usdcore.units.trace import Op
+
+    Edits = tuple[tuple[str, Edit], ...]
 
 # Ops whose int arguments are sizes; in any other op an int that changes would change the result.
 SIZED = frozenset(
@@ -34,35 +39,45 @@ SIZED = frozenset(
     | {"zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full"}
 )
 
+RESHAPES = frozenset({"reshape", "view", "_unsafe_view"})
+
 # Ops whose positions are no code of the host's: surgery writes them anew.
 LAID_OUT = frozenset({"ragged_place", "ragged_pack"})
 
 
-def follow(tally: Tally, executor: Executor) -> list[tuple[Attribute, ...]]:
-    """The attributes that follow each group; adds a reason to each group that the host's code can't do without.
+def follow(tally: Tally, executor: Executor) -> list[tuple[tuple[Attribute, ...], Edits]]:
+    """The attributes that follow each group, and what its host's code needs rewritten, by module; adds a reason to each
+    group that the host's code can't do without.
 
     Two removals are tried: the first entry of each group, and all but the last.
     """
     found: list[dict[tuple[int, Expr], int]] = []
+    edits: set[tuple[int, str, Edit]] = set()
     for chosen in (_first, _all_but_last):
         removed = np.concatenate([np.zeros(0, bool), *(chosen(draft.size) for draft in tally.drafts)])
         replay = Replay(Removal(tally, removed), executor)
-        with torch.inference_mode():
-            replay.run()
+        replay.run()
         for group, reasons in replay.removal.reasons.items():
             tally.drafts[group].reasons.extend(reasons)
         found.append(replay.per_entry)
+        edits |= replay.edits
     for key in found[0].keys() | found[1].keys():
         if found[0].get(key) != found[1].get(key):
             tally.drafts[key[0]].reasons.append(f"{_words(key[1])} does not fall by the same for each entry")
     return [
-        tuple(Attribute(leaf[1], leaf[2], step) for (owner, leaf), step in found[0].items() if owner == group)
+        (
+            tuple(Attribute(leaf[1], leaf[2], step) for (owner, leaf), step in found[0].items() if owner == group),
+            tuple(sorted((module, edit) for owner, module, edit in edits if owner == group)),
+        )
         for group in range(len(tally.drafts))
     ]
 
 
 class Replay:
-    """Runs the touched ops of one removal. `per_entry` is by how much each attribute falls, by group and attribute."""
+    """Runs the touched ops of one removal.
+
+    `per_entry` is by how much each attribute falls, by group and attribute; `edits` are group, module and edit.
+    """
 
     def __init__(self, removal: Removal, executor: Executor) -> None:
         self.removal = removal
@@ -70,6 +85,7 @@ class Replay:
         self.trace = removal.trace
         self.executor = executor
         self.per_entry: dict[tuple[int, Expr], int] = {}
+        self.edits: set[tuple[int, str, Edit]] = set()
 
     def run(self) -> None:
         """Find the attributes that follow, then run every op that the removal or an attribute touches."""
@@ -110,6 +126,8 @@ class Replay:
         ndim = len(self.trace.values[op.inputs[0]].shape)
         if op.name in ("reshape", "view", "_unsafe_view", "expand"):
             return shape[position] if position < len(shape) else None
+        if op.name in ("layer_norm", "rms_norm"):
+            return self.removal.shape(op.inputs[0])[ndim - len(op.args[1]) + position]
         if op.name == "unflatten" and position > 0:
             return shape[int(op.args[1]) % ndim + position - 1]
         if op.name in ("split", "split_with_sizes"):
@@ -127,11 +145,13 @@ class Replay:
 
     def _check(self, op: Op, groups: Callable[[Op], list[int]]) -> None:
         problem = self._problem(op)
-        if problem is not None:
+        if isinstance(problem, Edit):
+            self.edits |= {(group, self.trace.path(op), problem) for group in groups(op)}
+        elif problem is not None:
             self._blame(groups(op), problem)
 
-    def _problem(self, op: Op) -> str | None:
-        """Why an op does not do the same on the smaller shapes; None if it does."""
+    def _problem(self, op: Op) -> Edit | str | None:
+        """Why an op does not do the same on the smaller shapes, or the edit that makes it; None if it does."""
         removal = self.removal
         if op.name in LAID_OUT:
             return None
@@ -142,25 +162,48 @@ class Replay:
         expected = [removal.shape(v) for v in op.outputs]
         if self._rerun(op) == expected[: self._num_own(op)]:
             return None
+        inferred = self._inferred(op, expected[0])
+        if inferred is not None:
+            return inferred
         if any(True for _ in numbers((op.args, op.kwargs))):
             before = list(self.trace.values[op.outputs[0]].shape)
             return f"a fixed size in {self.flow.where(op)}: its output {before} would not shrink with the entries"
         return f"not all that meets in {self.flow.where(op)} would shrink with the entries"
 
-    def _rerun(self, op: Op) -> list[Shape]:
-        """The output shapes of an op on the smaller inputs; none if it fails."""
+    def _inferred(self, op: Op, shape: Shape) -> Edit | str | None:
+        """The edit that mends one size of a reshape: it follows from the others, or stays; None where that won't do."""
+        before = list(numbers((op.args, op.kwargs)))
+        if op.name not in RESHAPES or not len(shape) == len(before) == len(op.sizes):
+            return None
+        sizes = {i: evaluate(expr, self.removal.leaf) for i, expr in op.sizes.items()}
+        wrong = [i for i, size in sizes.items() if size not in (-1, shape[i])]
+        if len(wrong) != 1 or (-1 in sizes.values() and shape[wrong[0]] != before[wrong[0]]):
+            return None
+        value = shape[wrong[0]] if -1 in sizes.values() else -1
+        if self._rerun(op, {wrong[0]: value}) != [shape]:
+            return None
+        kind, place = self.trace.classes[self.trace.path(op)], op.places[0]
+        function = rewrite.method_of(kind, place.code)
+        if function is None or place.span is None:
+            return f"a fixed size in {self.flow.where(op)}, which is not in a method of its module"
+        if (why := rewrite.why_not(kind, function)) is not None:
+            return f"a fixed size in {self.flow.where(op)}, and {why}"
+        number = rewrite.size_argument(kind, function, place.span, wrong[0], len(before))
+        return None if number is None else Edit(function, place.span, "size", number, value)
+
+    def _rerun(self, op: Op, other: Mapping[int, int] = MappingProxyType({})) -> list[Shape]:
+        """The output shapes of an op on the smaller inputs, some sizes given otherwise; none if it fails."""
         positions = iter(range(1 << 30))
 
         def number(now: int) -> int:
-            expr = op.sizes.get(next(positions))
+            position = next(positions)
+            expr = op.sizes.get(position)
+            if position in other:
+                return other[position]
             return now if expr is None else evaluate(expr, self.removal.leaf)
 
-        args, kwargs = refill((op.args, op.kwargs), self._tensor, number)
-        try:
-            out = self.executor.run(op.func, args, kwargs)
-        except Exception:  # whatever the op raises on shapes that do not fit, they do not fit
-            return []
-        return [tuple(t.shape) for t in ((out,) if isinstance(out, Tensor) else out)]
+        args, kwargs = refill((op.args, op.kwargs), self._blank, number)
+        return self.executor.shapes(op.func, args, kwargs)
 
     def _num_own(self, op: Op) -> int:
         """The outputs that the op returns, without the views that it overwrote."""
@@ -171,8 +214,11 @@ class Replay:
         if op.name not in ("slice", "select", "narrow", "roll"):
             return False
         kept = self.removal.kept(op.inputs[0])
-        if not kept or op.name == "roll":
-            return bool(kept)
+        if op.name == "roll":
+            ndim, dims = len(self.trace.values[op.inputs[0]].shape), (*op.args[2:3], ())[0]
+            return bool(kept) if not dims else any(dim % ndim in kept for dim in dims)
+        if not kept:
+            return False
         stays = kept.get(op.args[1] % len(self.trace.values[op.inputs[0]].shape))
         if stays is None:
             return False
@@ -183,8 +229,8 @@ class Replay:
         value = start if expr is None else evaluate(expr, self.removal.leaf)
         return bool(start < 0 or value != int(stays[:start].sum()))
 
-    def _tensor(self, value: int) -> Tensor:
-        return torch.empty(self.removal.shape(value), dtype=self.trace.values[value].dtype, device="meta")
+    def _blank(self, value: int) -> Blank:
+        return Blank(self.removal.shape(value), self.trace.values[value].dtype)
 
     def _following(self, op: Op) -> list[int]:
         """The groups whose attributes an op mentions."""

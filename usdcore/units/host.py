@@ -39,6 +39,17 @@ def words(filename: str, line: int) -> str:
     return f"{filename[len(max(roots, key=len)) + 1 :] if roots else filename}:{line}"
 
 
+def failing_line(error: BaseException) -> str:
+    """The host's line that an error came from: the last one on its way that is neither torch's nor ours."""
+    place, traceback = "", error.__traceback__
+    while traceback is not None:
+        filename = traceback.tb_frame.f_code.co_filename
+        if not filename.startswith((_TORCH, _HERE)):
+            place = words(filename, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return place or "a line of torch's"
+
+
 class Defaults:
     """Whether calls of modules give only one argument that is not the default; remembers the signatures."""
 

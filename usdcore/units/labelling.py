@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from usdcore.units.layers import IntArray, Layers, along, axes, compact, rows
+from usdcore.units.layers import IntArray, Layers, along, axes, compact, distinct, distinct_rows, rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """MACs of an op that go when these labels go: `macs` for each element."""
+    """MACs of an op that go when these labels (or slots) go: `macs` for each element."""
 
     op: int
     labels: IntArray
@@ -43,11 +43,12 @@ class Share:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Norm:
-    """A normalisation over `dims` of an activation whose compact labels are `labels`."""
+    """An op that treats what lies along `dims` of an activation as one; `labels` are its compact labels."""
 
     op: int
     labels: IntArray
     dims: tuple[int, ...]
+    how: str = "are normalised together by"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +64,9 @@ class Taint:
 class Core:
     """An attention core: for each head its labels, [H, d] each, or the reason why there are none.
 
-    `op` makes the output. `involved` are all labels that reach the core, `v_shape` is [..., M, e].
+    `op` makes the output. `involved` are all labels that reach the core, `v_shape` is [..., M, e]. `logits` [H, n] are
+    other labels of the heads: the coarse ones, and those of projections that mix heads. `dims` says why the dims inside
+    the heads can't be pruned, where the core does not keep them apart. Heads that share k and v have None for them.
     """
 
     op: int
@@ -72,7 +75,9 @@ class Core:
     q: IntArray | None = None
     k: IntArray | None = None
     v: IntArray | None = None
+    logits: IntArray | None = None
     reason: str | None = None
+    dims: str | None = None
 
 
 @dataclass(slots=True)
@@ -80,7 +85,8 @@ class Labelling:
     """The state of the label pass, and what it found. `labels` and `slots` have the layers of each value.
 
     `probabilities` are the values that come from a softmax, with the labels that went into it. `padding` are labels of
-    positions that no projection makes: zeros in the place of channels that were pruned.
+    positions that no projection makes: zeros in the place of channels that were pruned. `mixed` are the labels that a
+    projection read, by the first label that it made. `slot_shares` are of ops on parameters alone.
     """
 
     trace: Trace
@@ -90,6 +96,7 @@ class Labelling:
     labels: dict[int, Layers] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
     shares: list[Share] = field(default_factory=list)
+    slot_shares: list[Share] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
     taints: list[Taint] = field(default_factory=list)
     cores: list[Core] = field(default_factory=list)
@@ -97,6 +104,7 @@ class Labelling:
     coarse: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     probabilities: dict[int, IntArray] = field(default_factory=dict)
     padding: list[IntArray] = field(default_factory=list)
+    mixed: dict[int, IntArray] = field(default_factory=dict)
     num_labels: int = 0
     num_slots: int = 0
     slot_axes: list[tuple[int, int, int]] = field(default_factory=list)
@@ -150,17 +158,29 @@ class Labelling:
     def taint(self, layers: Layers, kind: Literal["stream", "output", "unknown"], reason: str) -> None:
         """Mark all labels of some layers."""
         for layer in layers:
-            labels = np.unique(compact(layer))
+            labels = distinct(compact(layer))
             self.taints.append(Taint(labels[labels >= 0], kind, reason))
 
     def below(self, layers: Layers) -> IntArray:
         """All labels in some layers, and those that their coarse labels stand for."""
-        found = [np.unique(compact(layer)) for layer in layers]
-        labels = np.unique(np.concatenate(found)) if found else np.zeros(0, np.int64)
-        for coarse, children in reversed(self.coarse):
-            if np.isin(coarse, labels).any():
-                labels = np.union1d(labels, children[np.isin(coarse, labels)])
+        found = [distinct(compact(layer)) for layer in layers]
+        labels = distinct(np.concatenate(found)) if found else np.zeros(0, np.int64)
+        for coarse, table in reversed(self.coarse):
+            own = labels[(labels >= coarse[0]) & (labels <= coarse[-1])]
+            if len(own):
+                labels = distinct(np.concatenate([labels, table[own - coarse[0]].ravel()]))
         return labels[labels >= 0]
+
+    def children(self, labels: IntArray) -> IntArray | None:
+        """The rows that coarse labels [H] stand for, [H, n]; None where one of them is no coarse label."""
+        found: dict[int, IntArray] = {}
+        for coarse, table in reversed(self.coarse):
+            for label in labels[(labels >= coarse[0]) & (labels <= coarse[-1])].tolist():
+                found[label] = table[label - coarse[0]]
+            if len(found) == len(labels):
+                break
+        rows = [found[label] for label in labels.tolist() if label in found]
+        return np.stack(rows) if len(rows) == len(labels) and len({len(row) for row in rows}) == 1 else None
 
     def coarsen(self, layer: Tensor, axis: int, shape: tuple[int, ...]) -> Tensor | None:
         """One label for each different row along `axis`; a layer of the same axes with that axis of size 1.
@@ -170,8 +190,8 @@ class Labelling:
         table, others = rows(layer, axis)
         if len(table) == 1:
             return None
-        children, index = np.unique(table, axis=0, return_inverse=True)
+        children, index = distinct_rows(table)
         base = self.fresh(len(children))
         self.coarse.append((np.arange(base, base + len(children)), children))
-        coarse = np.expand_dims((base + index.ravel()).reshape(others), axis)
+        coarse = np.expand_dims((base + index).reshape(others), axis)
         return torch.from_numpy(np.ascontiguousarray(coarse)).expand(shape)

@@ -8,13 +8,26 @@ depend.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
 IntArray = npt.NDArray[np.int64]
 Layers = tuple[Tensor, ...]
+
+_FIRST, _ALL = slice(0, 1), slice(None)
+
+
+def on_cpu() -> AbstractContextManager[Any]:
+    """Labels are real numbers: a default device of the caller's must not take them to the meta device."""
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def along(base: int, shape: tuple[int, ...], axis: int) -> Tensor:
@@ -31,8 +44,8 @@ def none(shape: tuple[int, ...]) -> Tensor:
 
 def compact(layer: Tensor) -> IntArray:
     """The layer with size 1 along each axis on which it is constant."""
-    array: IntArray = layer[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in layer.stride())].numpy()
-    return array
+    array: IntArray = layer.numpy()
+    return array[tuple(_FIRST if stride == 0 else _ALL for stride in array.strides)]
 
 
 def tidy(layer: Tensor) -> Tensor:
@@ -47,7 +60,8 @@ def tidy(layer: Tensor) -> Tensor:
 
 def axes(layer: Tensor) -> frozenset[int]:
     """The axes along which the layer changes."""
-    return frozenset(axis for axis, n in enumerate(compact(layer).shape) if n > 1)
+    sizes = zip(layer.shape, layer.stride(), strict=True)
+    return frozenset(axis for axis, (n, stride) in enumerate(sizes) if n > 1 and stride)
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:
@@ -83,8 +97,31 @@ def unique_pairs(left: IntArray, right: IntArray) -> tuple[IntArray, IntArray]:
         left, right = left[valid], right[valid]
     if len(left) > 1 and not ((np.diff(left) > 0).all() or (np.diff(right) > 0).all()):
         span = int(right.max()) + 1
-        left, right = np.divmod(np.unique(left * span + right), span)
+        left, right = np.divmod(distinct(left * span + right), span)
     return left.copy(), right.copy()
+
+
+def distinct(values: IntArray) -> IntArray:
+    """The different values, in order. As `np.unique`, but fast for the few values that labels are."""
+    flat = values.ravel()
+    if not bool((flat[1:] > flat[:-1]).all()):
+        flat = np.sort(flat)
+        is_new = np.ones(len(flat), dtype=bool)
+        np.not_equal(flat[1:], flat[:-1], out=is_new[1:])
+        flat = flat[is_new]
+    return flat
+
+
+def distinct_rows(table: IntArray) -> tuple[IntArray, IntArray]:
+    """The different rows of [R, K], in order, and the place of each row of the table among them, [R]."""
+    order = np.argsort(table[:, 0], kind="stable")
+    first = table[order, 0]
+    if bool((first[1:] > first[:-1]).all()):
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return table[order], place
+    found, index = np.unique(table, axis=0, return_inverse=True)
+    return found, index.ravel()
 
 
 def drop_axes(layer: Tensor, dims: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:

@@ -6,21 +6,54 @@ Counted as torch's FLOP counter does, halved: products of matrices, convolutions
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from usdcore.units.metacopy import BATCH
+from usdcore.units.sizes import leaves
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from usdcore.units.trace import Op, Trace
 
 Shape = tuple[int, ...]
 
+# Ops that give what does not depend on the input a size of the input's; its first size is their first number.
+SPREADS = frozenset({"expand", "repeat", "repeat_interleave", "zeros", "ones", "full", "empty", "rand", "randn"})
+
+
+def is_constant(trace: Trace, op: Op) -> bool:
+    """Whether an op runs once for a batch of any size: it does not depend on the input, nor on how many samples it has."""
+    if not op.outputs:
+        return False
+    made = trace.values[op.outputs[0]]
+    return not (made.is_data or made.is_rows)
+
+
+def makes_rows(trace: Trace, op: Op) -> bool:
+    """Whether an op makes, of what does not depend on the input, a row for each sample: its first size is a batch's."""
+    values = trace.values
+    if any(values[v].is_rows for v in op.inputs):
+        return True
+    if op.name == "expand_as":
+        return values[op.inputs[1]].is_data and values[op.outputs[0]].shape[:1] == (BATCH,)
+    expr = op.sizes.get(0) if op.name in SPREADS else None
+    return expr is not None and any(
+        leaf[0] == "dim" and leaf[2] == 0 and (values[leaf[1]].is_data or values[leaf[1]].is_rows)
+        for leaf in leaves(expr)
+    )
+
 
 def op_macs(trace: Trace, op: Op) -> int:
-    """MACs per sample; an op that does not depend on the input runs once for a batch, and counts whole."""
-    shapes = [trace.values[v].shape for v in op.inputs]
-    total = sum(parts(op, shapes, trace.values[op.outputs[0]].shape)) if op.outputs else 0
-    return total // BATCH if op.outputs and trace.values[op.outputs[0]].is_data else total
+    """MACs per sample; an op that runs once for a batch counts whole."""
+    macs: int = resized_macs(trace, op, lambda value: trace.values[value].shape)
+    return macs
+
+
+def resized_macs(trace: Trace, op: Op, shape: Callable[[int], Any]) -> Any:
+    """`op_macs` where value v has the shape `shape(v)`, of ints or of `Terms`."""
+    total = sum(parts(op, [shape(v) for v in op.inputs], shape(op.outputs[0]))) if op.outputs else 0
+    return total if is_constant(trace, op) else total // BATCH
 
 
 def parts(op: Op, inputs: list[Shape], output: Shape) -> tuple[int, ...]:

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from usdcore.errors import UsdcoreError
+from usdcore.multihead import open_up
 from usdcore.units.sizes import TracedInt
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from usdcore.units.sizes import Expr
 
 BATCH = 2  # not 1: an axis of size 1 may be a batch axis or one to broadcast
@@ -29,21 +32,49 @@ def meta_copy(model: nn.Module) -> nn.Module:
         for name, value in vars(module).items():
             if name.startswith("_") and "_hooks" in name and isinstance(value, dict):
                 memo[id(value)] = OrderedDict()
-            elif isinstance(value, Tensor):
-                memo[id(value)] = _empty(value)
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and id(tensor) not in memo:
-                memo[id(tensor)] = _empty(tensor)
+        for tensor in held_tensors(module):
+            memo[id(tensor)] = _empty(tensor)
+        own = (*module._parameters.values(), *module._buffers.values())
+        memo |= {id(tensor): _empty(tensor) for tensor in own if tensor is not None and id(tensor) not in memo}
     try:
-        return copy.deepcopy(model, memo).eval()
+        copied = copy.deepcopy(model, memo)
+        forget(copied)
+        open_up(copied)
+        return copied.eval()
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         msg = f"find_units: a {type(model).__name__} can't be copied ({why}); give it a working __deepcopy__"
         raise UsdcoreError(msg) from error
 
 
+def held_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """The tensors in a module's attributes, and in dicts, lists and tuples there, that are no parameters or buffers."""
+    for name, value in vars(module).items():
+        if name in ("_parameters", "_buffers", "_modules"):
+            continue
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        yield from (tensor for tensor in inside if isinstance(tensor, Tensor))
+
+
+def forget(model: nn.Module) -> None:
+    """Let a copy drop what its forwards keep for later (biases that are gathered once for evaluation, say), in place.
+
+    Hosts that do so drop it when they go to training mode; each module's own mode stays.
+    """
+    modes = {module: module.training for module in model.modules()}
+    for module in modes:
+        if type(module).train is not nn.Module.train:
+            module.train(True)
+            module.train(False)
+    for module, mode in modes.items():
+        module.training = mode
+
+
 def trace_attributes(model: nn.Module, ends: set[Expr]) -> dict[Expr, int]:
-    """Replace every int attribute of every module by one that remembers its name; for a copy only. Returns them all."""
+    """Replace every int attribute of every module by one that remembers its name; for a copy only. Returns them all.
+
+    So are ints in a tuple: the third of `size` is called `size[2]`.
+    """
     found: dict[Expr, int] = {}
     for path, module in model.named_modules():
         attributes = vars(module)
@@ -51,6 +82,10 @@ def trace_attributes(model: nn.Module, ends: set[Expr]) -> dict[Expr, int]:
             if type(value) is int:
                 found["attr", path, name] = value
                 attributes[name] = TracedInt.of(value, ("attr", path, name), ends)
+            elif type(value) is tuple and all(type(n) is int for n in value):
+                leaves = [("attr", path, f"{name}[{i}]") for i in range(len(value))]
+                found.update(zip(leaves, value, strict=True))
+                attributes[name] = tuple(TracedInt.of(n, leaf, ends) for n, leaf in zip(value, leaves, strict=True))
     return found
 
 

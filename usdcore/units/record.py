@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from usdcore.errors import UsdcoreError
-from usdcore.ragged import LINEARS
-from usdcore.units.host import Defaults, host_line, words
+from usdcore.units.host import Defaults, failing_line, host_line, words
+from usdcore.units.macs import makes_rows
 from usdcore.units.metacopy import meta_copy, meta_inputs, trace_attributes
 from usdcore.units.modes import ObserveFunctions, ObserveOps
+from usdcore.units.places import Place, host_places
 from usdcore.units.sizes import Expr, TracedInt, expression
 from usdcore.units.trace import OUTSIDE, Call, Op, Ref, Trace, Value, numbers
 
@@ -44,9 +45,9 @@ def record(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], execut
     except Exception as error:
         shapes = ", ".join(str(list(x.shape)) for x in inputs)
         msg = (
-            f"find_units: the forward of {type(model).__name__} fails without data, on inputs {shapes}: "
-            f"{type(error).__name__}: {error}. Check that example_inputs fit the model, and that its forward does not "
-            f"branch on values"
+            f"find_units: the forward of {type(model).__name__} fails without data, on inputs {shapes}, at "
+            f"{failing_line(error)}: {type(error).__name__}: {str(error).rstrip('.')}. Check that example_inputs fit "
+            f"the model, and that its forward does not branch on values"
         )
         raise UsdcoreError(msg) from error
     recorder.trace.outputs = tuple(recorder.value(t) for t in tree_leaves(output) if isinstance(t, Tensor))
@@ -68,6 +69,7 @@ class Recorder:
         self._is_inside = False
         self._last: Op | None = None
         self._source: tuple[str, int] | None = None
+        self._places: tuple[Place, ...] = ()
 
     def watch(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Name the tensors of the copy, and put hooks on its modules."""
@@ -79,7 +81,7 @@ class Recorder:
         self.trace.inputs = tuple(self._new(x, is_data=True).index for x in inputs)
         modules = dict(model.named_modules())
         self.trace.identities = frozenset(path for path, module in modules.items() if type(module) is nn.Identity)
-        self.trace.linears = frozenset(path for path, module in modules.items() if type(module) in LINEARS)
+        self.trace.classes = {path: type(module) for path, module in modules.items()}
         for path, module in modules.items():
             module.register_forward_pre_hook(partial(self._enter, path), with_kwargs=True)
             module.register_forward_hook(self._leave)
@@ -99,13 +101,14 @@ class Recorder:
         found = list(numbers((args, kwargs)))
         self._numbers = found if any(type(n) is TracedInt for n in found) else []
         self._is_matched = not self._numbers
-        self._source = host_line(sys._getframe(2))
+        frame = sys._getframe(2)
+        self._source, self._places = host_line(frame), host_places(frame)
 
     def end(self) -> None:
         """The call is over: ints that no op took as they were are noted on its last op."""
         if not self._is_matched and self._last is not None:
             self._last.loose = tuple(expression(n) for n in self._numbers if type(n) is TracedInt)
-        self._numbers, self._is_matched, self._source, self._last = [], True, None, None
+        self._numbers, self._is_matched, self._source, self._places, self._last = [], True, None, (), None
 
     def parts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], run: Callable[[], Any]) -> Any:
         """Run a composite op part by part; note it as a whole too, as torch works out the sizes of the parts."""
@@ -118,6 +121,7 @@ class Recorder:
         if len(self.trace.ops) > first:
             made = tuple(self.value(t) for t in tree_leaves(out) if isinstance(t, Tensor))
             self.trace.wholes.append(self._op(first, func, args, kwargs, refs, made))
+            self._note_rows(self.trace.wholes[-1])
         return out
 
     def op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -149,6 +153,14 @@ class Recorder:
         op = self._op(index, func, args, kwargs, refs, tuple(outputs))
         op.overwritten = tuple(before)
         trace.ops.append(op)
+        self._note_rows(op)
+
+    def _note_rows(self, op: Op) -> None:
+        """Mark what an op makes that has a row for each sample, though it does not depend on the input."""
+        made = [self.trace.values[v] for v in op.outputs]
+        if not all(value.is_data for value in made) and makes_rows(self.trace, op):
+            for value in made:
+                value.is_rows = not value.is_data
 
     def _op(
         self,
@@ -172,6 +184,7 @@ class Recorder:
             source=words(*self._source) if self._source else "",
             sizes={} if self._is_inside else self._sizes(args, kwargs),
             is_part=self._is_inside,
+            places=self._places,
         )
         return self._last
 
@@ -209,6 +222,7 @@ class Recorder:
         extra = len(given) != 1 or not args or args[0] is not given[0] or not self._defaults.hold(module, args, kwargs)
         trace = self.trace
         call = Call(len(trace.calls), path, self._stack[-1], inputs, extra, len(trace.ops))
+        call.places = host_places(sys._getframe(1))
         trace.calls.append(call)
         self._stack.append(call.index)
 

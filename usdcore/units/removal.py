@@ -35,6 +35,7 @@ class Removal:
         self._labels = np.append(gone[tally.label_entry], False)
         self._slots = np.append(gone[np.maximum(tally.slot_entry, -1)], False)
         self._kept: dict[int, dict[int, BoolArray]] = {}
+        self._shapes: dict[int, Shape] = {}
 
     def kept(self, value: int) -> dict[int, BoolArray]:
         """For each axis that shrinks, which of its positions stay."""
@@ -51,9 +52,14 @@ class Removal:
 
     def shape(self, value: int) -> Shape:
         """The shape that a value has after the removal."""
-        kept = self.kept(value)
-        before = self.trace.values[value].shape
-        return tuple(int(kept[i].sum()) if i in kept else n for i, n in enumerate(before)) if kept else before
+        found = self._shapes.get(value)
+        if found is None:
+            kept = self.kept(value)
+            found = self.trace.values[value].shape
+            if kept:
+                found = tuple(int(kept[i].sum()) if i in kept else n for i, n in enumerate(found))
+            self._shapes[value] = found
+        return found
 
     def groups(self, op: Op) -> list[int]:
         """The groups whose entries an op's inputs and outputs hold."""

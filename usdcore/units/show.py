@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from usdcore.units.types import WIDTH
+
 if TYPE_CHECKING:
     from usdcore.units.types import Branch, Group, Unit, Units
 
@@ -31,6 +33,11 @@ def units_json(units: Units, model_name: str, input_size: int) -> dict[str, Any]
             for unit in units.attention
         ],
         "ffn": [{"name": unit.name, "hidden": unit.hidden, "macs": unit.macs, **_inside(unit)} for unit in units.ffn],
+        "width": [
+            {**_group(group), "norms": list(group.norms), "members": len(group.members)}
+            for group in units.widths.groups.values()
+        ],
+        "width_reason": units.widths.reason,
         "blocks": [
             {
                 "name": block.name,
@@ -44,18 +51,21 @@ def units_json(units: Units, model_name: str, input_size: int) -> dict[str, Any]
 
 
 def table_rows(units: Units) -> list[list[str]]:
-    """One row for each group, under `COLUMNS`."""
+    """One row for each group, under `COLUMNS`; the widths of residual streams last."""
+    rows = [(unit.name, group) for unit in units.all for group in unit.groups]
+    rows += [
+        (group.name.removesuffix(WIDTH).rstrip(":") or "the model", group) for group in units.widths.groups.values()
+    ]
     return [
         [
-            unit.name,
+            place,
             group.kind,
             f"{group.size:,}",
             f"{group.macs_per_entry:,}",
             f"{group.params_per_entry:,}",
             "yes" if group.reason is None else "no",
         ]
-        for unit in units.all
-        for group in unit.groups
+        for place, group in rows
     ]
 
 
@@ -65,12 +75,14 @@ def reasons(units: Units) -> list[tuple[str, list[str]]]:
     Numbers in module paths are shown as `*`, so that the same reason in every block is told once.
     """
     found: dict[str, list[str]] = {}
-    for group in units.groups.values():
+    for group in (*units.groups.values(), *units.widths.groups.values()):
         if group.reason is not None:
             found.setdefault(f"can't be pruned: {_NUMBER.sub('*', group.reason)}", []).append(group.name)
     for branch in units.branches.values():
         if branch.reason is not None:
             found.setdefault(f"can't be skipped: {_NUMBER.sub('*', branch.reason)}", []).append(branch.name)
+    if not units.widths.groups:
+        found[f"can't be pruned: {units.widths.reason}"] = [WIDTH]
     without = [unit.name for unit in units.all if unit.branch is None]
     if without:
         found["can't be skipped: not a residual branch of a block"] = without

@@ -1,123 +1,197 @@
-"""May each head keep a number of value dims of its own? Where they lie, or what is in the way.
+"""May each head keep a number of dims of its own? Where they lie, or what is in the way.
 
-They may where one plain linear module makes the values, one reads the attention's output, and in between every op
-treats the positions of a head alike: then it does not matter which of them hold a dim and which hold zeros.
+They may where the modules that make them can be given gaps: whatever a host's code does afterwards, it does to zeros in
+the place of what is gone. Value dims also leave the module that reads the attention's output, so on the way nothing
+else may use them. Where in between every op treats the positions of a head alike, it does not matter which of them hold
+a dim and which hold zeros: then what is left may move together.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from usdcore.units.layers import axes, compact
 from usdcore.units.rules import shape
-from usdcore.units.types import Slots
+from usdcore.units.types import MaskPoint, Side, Slots
+from usdcore.units.writers import Maker, WriterFinder, is_elementwise
 
 if TYPE_CHECKING:
+    from usdcore.units.drafts import Draft
+    from usdcore.units.execute import Executor
     from usdcore.units.labelling import Labelling
     from usdcore.units.layers import IntArray
     from usdcore.units.tally import Tally
     from usdcore.units.trace import Call, Op
-    from usdcore.units.types import Member
 
     BoolArray = np.typing.NDArray[np.bool_]
 
 MOVES = shape.TURNS | shape.RESHAPES | shape.SAME | {"ragged_place", "ragged_pack"}
+PRODUCTS = frozenset({"matmul", "bmm", "mm", "baddbmm", "scaled_dot_product_attention"})
+Found = tuple[Slots, tuple[MaskPoint, ...]]
+
+
+def paid(flow: Labelling, drafts: list[Draft], kinds: frozenset[str]) -> frozenset[int]:
+    """The ops that cost less when labels of some drafts go: those that make them with a weight, or read them (`kinds`).
+
+    Between these, zeros are multiplied as any number is.
+    """
+    is_own = np.zeros(flow.num_labels, dtype=bool)
+    for draft in drafts:
+        is_own[draft.labels] = True
+    return frozenset(use.op for use in flow.uses if use.kind in kinds and is_own[use.labels].any())
 
 
 class SlotFinder:
-    """Looks at the value dims of one attention unit after another."""
+    """Looks at one group of dims after another. Queries and keys (`is_read` false) leave the modules that make them
+    only, values also the one that reads them.
+    """
 
-    def __init__(self, flow: Labelling, tally: Tally) -> None:
+    def __init__(self, flow: Labelling, tally: Tally, executor: Executor, is_read: bool) -> None:
         self.flow = flow
         self.tally = tally
+        self.is_read = is_read
+        self.writers = WriterFinder(flow, tally, executor)
 
-    def find(self, group: int, core_op: int, members: tuple[Member, ...]) -> Slots | str:
-        """The places of a group's entries, or the reason why it can't be pruned."""
-        table = self.tally.drafts[group].table
-        makers, readers = self.tally.makers[group], self.tally.readers[group]
-        if table is None or len(makers) != 1 or len(readers) != 1:
+    def find(self, group: int) -> Found | str:
+        """The places of a group's entries and where a factor acts on them where they are made, or the reason why it
+        can't be pruned.
+        """
+        draft = self.tally.drafts[group]
+        makers, readers = sorted(self.tally.makers[group]), self.tally.readers[group]
+        if draft.rows is None or not makers:
+            return "no projection makes its entries"
+        if self.is_read and (len(makers) != 1 or len(readers) != 1):
             return f"{len(makers)} projections make the values and {len(readers)} read them, not one each"
-        writer, reader = (self._linear(next(iter(ops))) for ops in (makers, readers))
-        if isinstance(writer, str) or isinstance(reader, str):
-            return writer if isinstance(writer, str) else str(reader)
-        odd = self._odd_member(members, writer, reader) or self._odd_op(table, core_op, writer, reader)
-        if odd is not None:
-            return odd
-        assert writer.output is not None
-        written, read = self._positions(writer.output, table), self._positions(reader.inputs[0], table)
-        if written is None or read is None:
-            return f"its entries do not lie along the channels between {writer.path} and {reader.path}"
-        return Slots(writer.path, reader.path, written, read)
+        found = [self.writers.find(op, group) for op in makers]
+        writers = [maker for maker in found if isinstance(maker, Maker)]
+        for why in found:
+            if isinstance(why, str):
+                return why
+        reader = self._reader(next(iter(readers))) if self.is_read else None
+        if isinstance(reader, str):
+            return reader
+        moves = self._moves(draft, writers, reader)
+        if isinstance(moves, str):
+            return moves
+        return self._slots(group, draft, writers, reader, moves)
 
-    def _linear(self, index: int) -> Call | str:
-        """The call of a plain linear module that an op is the whole of."""
+    def _slots(self, group: int, draft: Draft, writers: list[Maker], reader: Call | None, moves: bool) -> Found | str:
+        assert draft.rows is not None
+        assert draft.row_parent is not None
+        sides, masks = [], []
+        left = np.ones(len(draft.rows), dtype=bool)
+        for writer in writers:
+            position = self._positions(writer.output, writer.axis)
+            here = (position[draft.rows] >= 0).all(axis=1) & left
+            left &= ~here
+            table = position[draft.rows[here]]
+            entry_of = np.full(self.flow.shape(writer.output)[writer.axis], -1)
+            entry_of[table] = self.tally.entries(group, draft.rows[here])
+            made = position[draft.labels]
+            if not np.isin(made[made >= 0], table).all():
+                return f"its entries are tied to other channels that {writer.path} makes"
+            parents = draft.row_parent[here]
+            sides.append(Side(writer.path, writer.tensor, writer.tensors, writer.axis, table, parents, writer.edit))
+            masks.append(MaskPoint(writer.path, entry_of, writer.axis, "output", writer.edit))
+        if left.any():
+            return "its entries do not lie along the channels of the modules that make them"
+        entries = self.tally.entries(group, draft.rows)
+        num_made = int((entries >= 0).sum())
+        if num_made != len(draft.labels):
+            return "its entries are tied to others, position by position"
+        per_entry = num_made // max(draft.size, 1) or 1
+        per_parent = int(np.bincount(draft.row_parent).max()) * draft.rows.shape[1] // per_entry
+        if reader is None:
+            return Slots(tuple(sides), (), moves and self._is_parallel(entries), per_parent), tuple(masks)
+        axis = self._axis(reader.inputs[0], draft)
+        if axis is None:
+            return f"its entries do not lie along the channels that {reader.path} reads"
+        table = self._positions(reader.inputs[0], axis)[draft.rows]
+        weight = f"{reader.path}.weight"
+        side = Side(reader.path, weight, frozenset({weight}), axis, table, draft.row_parent)
+        return Slots(tuple(sides), (side,), moves, per_parent), ()
+
+    def _is_parallel(self, entries: IntArray) -> bool:
+        """Whether queries and keys have their entries in the same places, one in each: then they may move alike."""
+        first, *others = np.split(entries, 2)
+        return all(np.array_equal(first, other) for other in others) and len(np.unique(first[first >= 0])) == int(
+            (first >= 0).sum()
+        )
+
+    def _reader(self, index: int) -> Call | str:
+        """The call of the module that reads the values, and does nothing else with its input."""
         trace = self.flow.trace
         op = trace.ops[index]
-        call = trace.calls[op.call]
-        if op.name != "linear" or call.path not in trace.linears:
-            return f"{self.flow.where(op)} is not the work of a plain nn.Linear module, which could be given gaps"
-        if trace.values[op.inputs[1]].tensor != f"{call.path}.weight":
-            return f"{call.path} has not got a weight of its own"
-        if sum(other.path == call.path for other in trace.calls) > 1:
-            return f"{call.path} runs more than once"
+        call, first = trace.calls[op.call], op
+        before = trace.values[op.inputs[0]].producer
+        if before >= 0 and trace.ops[before].name == "ragged_pack":
+            first = trace.ops[before]
+        where = self.flow.where(op)
+        if trace.values[op.inputs[1]].tensor != f"{call.path}.weight" or not call.path:
+            return f"{where} does not read its entries with the weight of a module of its own"
+        if not call.inputs or call.inputs[0] != first.inputs[0]:
+            return f"{where} reads its entries, but not as the input of a module"
+        within = [o for o in self._consumers[call.inputs[0]] if call.first_op <= o.index < call.end_op]
+        if within != [first] or self.tally.num_calls[call.path] > 1:
+            return f"{call.path} reads its entries more than once"
         return call
 
-    def _odd_member(self, members: tuple[Member, ...], writer: Call, reader: Call) -> str | None:
-        """Whatever is not exactly one row of the one weight and one column of the other for each entry."""
-        expected = {(f"{writer.path}.weight", 0), (f"{writer.path}.bias", 0), (f"{reader.path}.weight", 1)}
-        for member in members:
-            if (member.tensor, member.axis) not in expected:
-                return f"{member.tensor} has a position for each entry too"
-            if max(Counter(member.entry_of[member.entry_of >= 0].tolist()).values(), default=0) > 1:
-                return f"{member.tensor} has several positions for one entry"
-        return None
-
-    def _odd_op(self, table: IntArray, core_op: int, writer: Call, reader: Call) -> str | None:
-        """The first op on the way that does more than move the entries, or tells the positions of a head apart."""
+    def _moves(self, draft: Draft, writers: list[Maker], reader: Call | None) -> bool | str:
+        """Whether every op on the way only moves the entries, or treats the positions of a head alike; or what else it
+        does with them.
+        """
         flow, is_own = self.flow, np.zeros(self.flow.num_labels + 1, dtype=bool)  # the last one is for -1: no label
-        is_own[table] = True
-        assert writer.output is not None
-        todo, seen = [writer.output], {writer.output}
+        is_own[draft.rows] = True
+        todo, moves = [writer.output for writer in writers], True
+        seen = set(todo)
         while todo:
-            value = todo.pop()
-            for op in self._consumers.get(value, ()):
-                if reader.first_op <= op.index < reader.end_op:
+            for op in self._consumers.get(todo.pop(), ()):
+                if reader is not None and reader.first_op <= op.index < reader.end_op:
                     continue
-                if not (op.name in MOVES or op.index == core_op or self._is_even(op)):
-                    return f"{flow.where(op)} may tell apart the positions of a head"
-                held = [v for v in op.outputs if v not in seen and self._holds(v, is_own)]
-                todo += held
+                held = [v for v in op.outputs if self._holds(v, is_own)]
+                if not (op.name in MOVES or self._is_even(op)):
+                    if reader is not None and not held:
+                        return f"{flow.where(op)} uses its entries too"
+                    moves &= op.name in PRODUCTS and (bool(held) or self._is_contracted(op, is_own))
+                todo += [v for v in held if v not in seen]
                 seen.update(held)
-        return None
+        return moves
+
+    def _is_contracted(self, op: Op, is_own: BoolArray) -> bool:
+        """Whether a product meets queries with keys: both of its operands hold own labels."""
+        return all(self._holds(v, is_own) for v in op.inputs[:2])
 
     def _is_even(self, op: Op) -> bool:
         """Whether an op does the same at every position: elementwise, with nothing but numbers beside its input."""
-        return torch.Tag.pointwise in op.func.tags and len(op.inputs) == 1 and not op.overwritten
+        return is_elementwise(op) and len(op.inputs) == 1 and not op.overwritten
 
     def _holds(self, value: int, is_own: BoolArray) -> bool:
         return any(bool(is_own[compact(layer)].any()) for layer in self.flow.labels.get(value, ()))
 
-    def _positions(self, value: int, table: IntArray) -> IntArray | None:
-        """Where along the last axis of a value each label of a table lies."""
+    def _axis(self, value: int, draft: Draft) -> int | None:
+        """The axis of a value along which all labels of a draft's rows lie."""
+        ndim = len(self.flow.shape(value))
+        for axis in (-1, 1):
+            if axis < ndim and bool((self._positions(value, axis)[draft.rows] >= 0).all()):
+                return axis
+        return None
+
+    def _positions(self, value: int, axis: int) -> IntArray:
+        """Where along an axis of a value each label lies; -1 where it does not."""
+        position = np.full(self.flow.num_labels, -1)
         for layer in self.flow.labels.get(value, ()):
-            if axes(layer) == {layer.ndim - 1}:
-                position = np.full(self.flow.num_labels, -1)
+            if axes(layer) == {axis % layer.ndim}:
                 row = compact(layer).ravel()
                 position[row[row >= 0]] = np.flatnonzero(row >= 0)
-                found: IntArray = position[table]
-                if (found >= 0).all():
-                    return found
-        return None
+        return position
 
     @cached_property
     def _consumers(self) -> dict[int, list[Op]]:
         found: dict[int, list[Op]] = {}
         for op in self.flow.trace.ops:
-            for value in op.inputs:
+            for value in dict.fromkeys(op.inputs):
                 found.setdefault(value, []).append(op)
         return found

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from usdcore.units.places import Place
     from usdcore.units.sizes import Expr
 
 OUTSIDE = -1
@@ -26,8 +27,9 @@ class Ref:
 class Value:
     """A tensor at one moment; writing in place makes a new value. `tensor` names a parameter or buffer.
 
-    `is_data`: depends on the model's input. `overwrites`: this is what a view became when its memory was written
-    through another tensor, and the value that it was before.
+    `is_data`: depends on the model's input. `is_rows`: does not, but holds a row for each sample of the batch (a token
+    expanded to it). `overwrites`: this is what a view became when its memory was written through another tensor, and
+    the value that it was before.
     """
 
     index: int
@@ -37,6 +39,7 @@ class Value:
     is_data: bool = False
     tensor: str | None = None
     overwrites: int | None = None
+    is_rows: bool = False
 
 
 @dataclass(slots=True)
@@ -46,7 +49,7 @@ class Op:
     `sizes` gives the expression of int arguments by their position among all ints of the arguments; `loose` are
     expressions in the host's call that could not be matched with an argument. `source` is the host's file and line.
     `overwritten`: what views held that the op wrote through. `is_part`: torch made the op from a composite op of the
-    host's, which is in `Trace.wholes`.
+    host's, which is in `Trace.wholes`. `places`: the host's functions at work, within the innermost module call.
     """
 
     index: int
@@ -62,11 +65,15 @@ class Op:
     is_part: bool = False
     overwritten: tuple[int, ...] = ()
     loose: tuple[Expr, ...] = ()
+    places: tuple[Place, ...] = ()
 
 
 @dataclass(slots=True)
 class Call:
-    """One call of a module. `extra` says that it got more than one tensor, or an argument that is not its default."""
+    """One call of a module. `extra` says that it got more than one tensor, or an argument that is not its default.
+
+    `places`: the functions of the calling module that are at work.
+    """
 
     index: int
     path: str
@@ -75,6 +82,7 @@ class Call:
     extra: bool
     first_op: int
     end_op: int = 0
+    places: tuple[Place, ...] = ()
     output: int | None = None
 
 
@@ -83,7 +91,7 @@ class Trace:
     """Everything recorded.
 
     `parameters` are numbers of elements by name, `attributes` the values of the host's int attributes by expression,
-    `identities` and `linears` the paths of `nn.Identity` and `nn.Linear` modules; `ends` see `sizes.TracedInt`.
+    `identities` the paths of `nn.Identity` modules, `classes` the class of every module; `ends` see `sizes.TracedInt`.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -95,7 +103,7 @@ class Trace:
     parameters: dict[str, int] = field(default_factory=dict)
     attributes: dict[Expr, int] = field(default_factory=dict)
     identities: frozenset[str] = frozenset()
-    linears: frozenset[str] = frozenset()
+    classes: dict[str, type] = field(default_factory=dict)
     ends: set[Expr] = field(default_factory=set)
 
     def path(self, op: Op) -> str:

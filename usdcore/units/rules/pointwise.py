@@ -25,7 +25,7 @@ def pointwise(flow: Labelling, op: Op) -> None:
     labels = [_expanded(flow.labels.get(v, ()), shape) for v in op.inputs]
     slots = [() if flow.trace.values[v].is_data else _expanded(flow.slots(v), shape) for v in op.inputs]
     align(flow, op, [s for found in slots for s in found], [x for found in labels for x in found])
-    flow.labels[output] = reduce(lambda a, b: _tied(flow, a, b), labels, ())
+    flow.labels[output] = reduce(lambda a, b: tied(flow, a, b), labels, ())
     if not flow.trace.values[output].is_data:
         flow.set_slots(output, merge([layer for found in slots for layer in found]))
     carry_probabilities(flow, op)
@@ -50,8 +50,11 @@ def _join_stream(flow: Labelling, op: Op) -> bool:
     return True
 
 
-def _tied(flow: Labelling, a: Layers, b: Layers) -> Layers:
-    """Tie the labels that meet; a layer that is tied position by position to another need not go on."""
+def tied(flow: Labelling, a: Layers, b: Layers) -> Layers:
+    """Tie the labels that meet in two operands of one shape.
+
+    A layer that is tied position by position to another need not go on.
+    """
     kept = list(a)
     for y in b:
         is_covered = False

@@ -24,7 +24,7 @@ def linear(flow: Labelling, op: Op) -> None:
     """x [..., I] and a weight [O, I]."""
     x, weight, *bias = op.inputs
     last = len(flow.shape(op.outputs[0])) - 1
-    read(flow, op, x, last, flow.slot_row(weight, 1))
+    _note_mixed(flow, read(flow, op, x, last, flow.slot_row(weight, 1)))
     make(flow, op, x, (last, last), flow.slot_row(weight, 0), bias)
     carry_probabilities(flow, op)
 
@@ -53,12 +53,14 @@ def convolution(flow: Labelling, op: Op) -> None:
     if any(axes(layer) - {1} for layer in labels) or (grouped > 1 and labels):
         flow.taint(labels, "unknown", f"{flow.where(op)} mixes its entries in groups or positions")
     elif labels:
-        read(flow, op, x, 1, flow.slot_row(weight, 1))
+        _note_mixed(flow, read(flow, op, x, 1, flow.slot_row(weight, 1)))
     make(flow, op, None, (1, 1), None if grouped > 1 else flow.slot_row(weight, 0), bias)
+    if prod(flow.shape(weight)[2:]) == 1:
+        carry_probabilities(flow, op)
 
 
-def read(flow: Labelling, op: Op, x: int, axis: int, slots: IntArray | None) -> None:
-    """Note which entries of the weight read which labels of `x` along `axis`."""
+def read(flow: Labelling, op: Op, x: int, axis: int, slots: IntArray | None) -> IntArray | None:
+    """Note which entries of the weight read which labels of `x` along `axis`; these, a row for each other position."""
     read_labels: IntArray | None = None
     for layer in flow.labels.get(x, ()):
         if axis not in axes(layer):
@@ -72,6 +74,13 @@ def read(flow: Labelling, op: Op, x: int, axis: int, slots: IntArray | None) -> 
         flow.uses.append(Use(op.index, "reads", *met))
     if read_labels is not None:
         flow.shares.append(Share(op.index, read_labels.ravel(), flow.macs[op.index] / read_labels.size))
+    return read_labels
+
+
+def _note_mixed(flow: Labelling, read_labels: IntArray | None) -> None:
+    """What the labels that are made next were mixed from."""
+    if read_labels is not None and len(read_labels) == 1:
+        flow.mixed[flow.num_labels] = read_labels[0]
 
 
 def make(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from usdcore.units.layers import Layers, axes, drop_axes, none, tidy
+from usdcore.units.labelling import Norm
+from usdcore.units.layers import Layers, axes, compact, drop_axes, none, tidy
 from usdcore.units.trace import refill
 
 if TYPE_CHECKING:
@@ -47,18 +48,37 @@ def same(flow: Labelling, op: Op) -> None:
 
 
 def reduce(flow: Labelling, op: Op) -> None:
-    """A mean, sum or norm over axes on which the labels do not depend keeps them; over their own axis it mixes them."""
+    """A mean, sum or norm over axes on which the labels do not depend keeps them; over their own axis it mixes them.
+
+    Where they lie along another axis too (the dims of a head), a coarse label stays for each row.
+    """
     value, output = op.inputs[0], op.outputs[0]
     shape = flow.shape(value)
     named = next((a for a in op.args[1:] if isinstance(a, list | tuple)), None)
     dims = tuple(sorted(d % len(shape) for d in named)) if named else tuple(range(len(shape)))
     kept: list[Tensor] = []
     for layer in flow.labels.get(value, ()):
-        if axes(layer) & set(dims):
+        coarse = _reduced(flow, op, layer, dims)
+        if coarse is not None:
+            kept.append(coarse)
+        elif axes(layer) & set(dims):
             flow.taint((layer,), "unknown", f"{flow.where(op)} sums over its entries")
         else:
             kept.append(drop_axes(layer, dims, flow.shape(output)))
     flow.labels[output] = tuple(kept)
+
+
+def _reduced(flow: Labelling, op: Op, layer: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+    """A coarse label for each row along the one axis that is reduced; None where the labels lie along no other axis."""
+    own = axes(layer) & set(dims)
+    if len(own) != 1 or own == axes(layer):
+        return None
+    (axis,) = own
+    coarse = flow.coarsen(layer, axis, (*layer.shape[:axis], 1, *layer.shape[axis + 1 :]))
+    if coarse is None:
+        return None
+    flow.norms.append(Norm(op.index, compact(layer), (axis,)))
+    return drop_axes(coarse, dims, flow.shape(op.outputs[0]))
 
 
 def carry_probabilities(flow: Labelling, op: Op) -> None:

@@ -1,0 +1,237 @@
+"""timm's families, each by one model, with the arguments that make it small."""
+
+from __future__ import annotations
+
+from .entries import Entry
+
+PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
+HEADLINE = (
+    Entry("deit_small_patch16_224", "DeiT", small=PLAIN),
+    Entry("vit_base_patch16_224", "ViT", small=PLAIN),
+    Entry("deit_tiny_distilled_patch16_224", "DeiT, distilled", small=PLAIN),
+    Entry("deit3_small_patch16_224", "DeiT III", small=PLAIN),
+    Entry("vit_small_patch14_reg4_dinov2", "DINOv2, registers", small=PLAIN, kwargs={"img_size": 224}),
+    Entry(
+        "levit_256",
+        "LeViT",
+        small_size=64,
+        small={"img_size": 64, "embed_dim": [32, 48, 64], "key_dim": 8, "num_heads": [2, 4, 4], "depth": [1, 1, 1]},
+    ),
+    Entry(
+        "levit_conv_256",
+        "LeViT, convolutional",
+        small_size=64,
+        small={"img_size": 64, "embed_dim": [32, 48, 64], "key_dim": 8, "num_heads": [2, 4, 4], "depth": [1, 1, 1]},
+    ),
+    Entry(
+        "swin_tiny_patch4_window7_224",
+        "Swin",
+        small={"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]},
+    ),
+    Entry("eva02_tiny_patch14_224", "EVA-02", small=PLAIN),
+    Entry("vit_small_patch16_rope_224", "ViT, rotary", small=PLAIN),
+    Entry("vit_small_patch16_dinov3", "DINOv3", input_size=256, small=PLAIN),
+    Entry("cait_xxs24_224", "CaiT", small=PLAIN | {"depth_token_only": 2}),
+    Entry("beit_base_patch16_224", "BEiT", small=PLAIN),
+    Entry("beitv2_base_patch16_224", "BEiT v2", small=PLAIN),
+    Entry(
+        "pvt_v2_b0",
+        "PVT v2",
+        small_size=64,
+        small={
+            "embed_dims": [16, 32, 32, 64],
+            "depths": [1, 1, 1, 2],
+            "num_heads": [2, 2, 4, 4],
+            "sr_ratios": [4, 2, 2, 1],
+        },
+    ),
+)
+
+FAMILIES = (
+    Entry("vit_small_patch16_18x2_224", "ViT, parallel pairs", small=PLAIN),
+    Entry("vit_relpos_small_patch16_224", "ViT, relative positions", small=PLAIN),
+    Entry("vit_base_patch16_siglip_224", "SigLIP", small=PLAIN),
+    Entry("vit_base_patch16_clip_224", "CLIP", small=PLAIN),
+    Entry("vit_medium_patch16_gap_240", "ViT, mean of tokens", input_size=240, small=PLAIN),
+    Entry("samvit_base_patch16_224", "SAM", small=PLAIN | {"window_size": 2, "global_attn_indexes": [1]}),
+    Entry("vit_betwixt_patch16_rope_reg4_gap_256", "ViT, rotary, registers", input_size=256, small=PLAIN),
+    Entry("vit_pwee_patch16_reg1_gap_256", "ViT, attention beside FFN", input_size=256, small=PLAIN),
+    Entry("vit_dwee_patch16_reg1_gap_256", "ViT, differential", input_size=256, small=PLAIN),
+    Entry("eva02_base_patch14_224", "EVA-02, SwiGLU with a norm", small=PLAIN),
+    Entry("vit_pe_core_tiny_patch16_384", "Perception Encoder", input_size=384, small=PLAIN),
+    Entry(
+        "naflexvit_base_patch16_gap", "NaFlex ViT", small={"embed_dim": 48, "depth": 2, "num_heads": 4, "patch_size": 8}
+    ),
+    Entry("aimv2_large_patch14_224", "AIM v2", small=PLAIN),
+    Entry(
+        "swinv2_tiny_window8_256",
+        "Swin v2",
+        input_size=256,
+        small={"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]},
+    ),
+    Entry(
+        "swinv2_cr_tiny_ns_224",
+        "Swin v2, timm's own",
+        small={"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4]},
+    ),
+    Entry("xcit_nano_12_p16_224", "XCiT", small=PLAIN | {"patch_size": 16, "img_size": 64}, small_size=64),
+    Entry(
+        "pit_ti_224",
+        "PiT",
+        small={"img_size": 32, "patch_size": 8, "stride": 4, "base_dims": [12, 12], "depth": [1, 1], "heads": [2, 4]},
+    ),
+    Entry(
+        "tnt_s_patch16_224",
+        "TNT",
+        small={
+            "img_size": 32,
+            "embed_dim": 48,
+            "inner_dim": 12,
+            "depth": 2,
+            "num_heads_outer": 4,
+            "num_heads_inner": 2,
+        },
+    ),
+    Entry("volo_d1_224", "VOLO"),
+    Entry("mvitv2_tiny", "MViT v2"),
+    Entry(
+        "maxvit_tiny_rw_224",
+        "MaxViT",
+        small_size=64,
+        small={
+            "img_size": 64,
+            "embed_dim": [16, 32],
+            "depths": [1, 1],
+            "block_type": ["M", "M"],
+            "stem_width": [16, 16],
+            "transformer_dim_head": 8,
+            "transformer_window_size": [4, 4],
+            "transformer_grid_size": [4, 4],
+        },
+    ),
+    Entry(
+        "coatnet_0_rw_224",
+        "CoAtNet",
+        small_size=64,
+        small={
+            "img_size": 64,
+            "embed_dim": [16, 32],
+            "depths": [1, 2],
+            "block_type": ["C", "T"],
+            "stem_width": [16, 16],
+            "transformer_dim_head": 8,
+        },
+    ),
+    Entry(
+        "twins_pcpvt_small",
+        "Twins PCPVT",
+        small_size=64,
+        small={"img_size": 64, "embed_dims": [16, 32, 32, 32], "depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 4]},
+    ),
+    Entry(
+        "twins_svt_small",
+        "Twins SVT",
+        small_size=64,
+        small={
+            "img_size": 64,
+            "embed_dims": [16, 32, 32, 32],
+            "depths": [2, 2, 2, 2],
+            "num_heads": [2, 2, 4, 4],
+            "wss": [4, 4, 4, 2],
+        },
+    ),
+    Entry(
+        "davit_tiny",
+        "DaViT",
+        small_size=64,
+        small={"embed_dims": [16, 32], "depths": [1, 1], "num_heads": [2, 4], "window_size": 4},
+    ),
+    Entry(
+        "hiera_tiny_224",
+        "Hiera",
+        small_size=64,
+        small={"img_size": [64, 64], "embed_dim": 16, "num_heads": 2, "stages": [1, 2, 1], "q_pool": 1},
+    ),
+    Entry(
+        "crossvit_tiny_240",
+        "CrossViT",
+        input_size=240,
+        small={
+            "img_size": 32,
+            "img_scale": [1.0, 1.0],
+            "patch_size": [4, 8],
+            "embed_dim": [24, 48],
+            "depth": [[1, 1, 0]],
+            "num_heads": [2, 4],
+            "mlp_ratio": [2, 2, 1],
+        },
+    ),
+    Entry(
+        "convit_tiny", "ConViT", small={"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
+    ),
+    Entry(
+        "coat_lite_tiny",
+        "CoaT",
+        small_size=64,
+        small={"img_size": 64, "embed_dims": [32, 32, 32, 32], "serial_depths": [1, 1, 1, 1], "num_heads": 8},
+    ),
+    Entry("gcvit_xxtiny", "GC ViT"),
+    Entry("nest_tiny_jx", "NesT", kwargs={"drop_path_rate": 0.0}),
+    Entry(
+        "tiny_vit_5m_224",
+        "TinyViT",
+        small_size=64,
+        small={
+            "embed_dims": [16, 32, 32, 48],
+            "depths": [1, 1, 1, 1],
+            "num_heads": [2, 2, 4, 4],
+            "window_sizes": [4, 4, 4, 2],
+        },
+    ),
+    Entry("mobilevit_xxs", "MobileViT", input_size=256),
+    Entry("efficientformer_l1", "EfficientFormer"),
+    Entry("efficientformerv2_s0", "EfficientFormer v2"),
+    Entry(
+        "efficientvit_m0",
+        "EfficientViT (MSRA)",
+        small_size=64,
+        small={
+            "img_size": 64,
+            "embed_dim": [16, 32, 48],
+            "key_dim": [8, 8, 8],
+            "depth": [1, 1, 1],
+            "num_heads": [2, 2, 2],
+        },
+    ),
+    Entry(
+        "visformer_tiny",
+        "Visformer",
+        small_size=64,
+        small={"img_size": 64, "init_channels": 8, "embed_dim": 32, "depth": [1, 1, 1], "num_heads": 4, "group": 2},
+    ),
+    Entry("nextvit_small", "Next-ViT", kwargs={"drop_path_rate": 0.0}),
+    Entry("fastvit_sa12", "FastViT", input_size=256),
+    Entry("caformer_s18", "CAFormer"),
+    Entry(
+        "shvit_s1",
+        "SHViT",
+        small_size=64,
+        small={"embed_dim": [16, 24, 32], "partial_dim": [8, 8, 8], "depth": [1, 1, 1]},
+    ),
+    Entry("mobilenetv4_hybrid_medium", "MobileNet v4, hybrid", input_size=256),
+    Entry("vit_small_r26_s32_224", "ViT behind a ResNet"),
+    Entry(
+        "edgenext_xx_small",
+        "EdgeNeXt",
+        input_size=256,
+        small_size=64,
+        small={"dims": [8, 16, 24, 32], "depths": [1, 1, 2, 1], "heads": [2, 2, 2, 2]},
+    ),
+    Entry("mixer_s32_224", "MLP-Mixer"),
+    Entry(
+        "t2t_vit_14",
+        "T2T-ViT",
+        source="usdcore_t2t",
+        small={"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 4, "token_dim": 16, "num_random_features": 8},
+    ),
+)

@@ -1,0 +1,41 @@
+"""Groups whose costs depend on each other can't both be pruned: a cost is so much for each entry of each group.
+
+A weight between two groups (a chain of three projections, say) costs as much as the product of what is left of both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from usdcore.units.masks import mask_points
+
+if TYPE_CHECKING:
+    from usdcore.units.tally import Tally
+
+
+def separate(tally: Tally) -> None:
+    """Of groups that share an op, let the one that costs most be prunable, and give the others a reason.
+
+    A group of one entry is none of them: nothing of it can go.
+    """
+    flow = tally.flow
+    is_open = [
+        draft.size > 1 and not draft.reasons and not isinstance(mask_points(flow, tally, group), str)
+        for group, draft in enumerate(tally.drafts)
+    ]
+    costs = [int(tally.macs(group).sum()) for group in range(len(tally.drafts))]
+    for op, groups in sorted(_shared(tally).items()):
+        ranked = sorted((group for group in groups if is_open[group]), key=lambda group: (-costs[group], group))
+        for group in ranked[1:]:
+            is_open[group] = False
+            reason = f"{flow.where(flow.trace.ops[op])} has entries of another group too, so their costs are not apart"
+            tally.drafts[group].reasons.append(reason)
+
+
+def _shared(tally: Tally) -> dict[int, set[int]]:
+    """The groups that each op with a cost holds entries of, where these are several."""
+    found: dict[int, set[int]] = {}
+    for share in tally.flow.shares:
+        groups = tally.groups_of(tally.label_entry[share.labels[share.labels >= 0]])
+        found.setdefault(share.op, set()).update(groups)
+    return {op: groups for op, groups in found.items() if len(groups) > 1}
