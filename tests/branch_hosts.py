@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import wraps
+
 import torch
 from torch import Tensor, nn
 
@@ -106,7 +108,28 @@ class OverLines(Two):
         )  # fmt: skip
 
 
-GATEABLE = (Plain, Scaled, Statements, Shortcut, Post, Inherited, TwoWays, OverLines)
+class Wrapping(Two):
+    """Wraps the forward of every class derived from it."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        forward = cls.forward
+
+        @wraps(forward)
+        def wrapper(self: Wrapping, *args: Tensor) -> Tensor:
+            self.num_calls += 1
+            return forward(self, *args)
+
+        cls.forward = wrapper  # type: ignore[method-assign]
+
+
+class Derived(Wrapping):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.a(x)
+        return x + self.gamma * self.b(x)
+
+
+GATEABLE = (Plain, Scaled, Statements, Shortcut, Post, Inherited, TwoWays, OverLines, Derived)
 
 
 class Wrapped(Plain):

@@ -84,7 +84,7 @@ def test_torchs_encoder_is_cut_to_the_bone(norm_first: bool) -> None:
     plan = Plan(
         records=(
             Keep(group="layers.0.self_attn:heads", indices=(1, 3)),
-            Keep(group="layers.1:hidden", indices=tuple(range(0, 32, 3))),
+            Keep(group="layers.1.linear1:hidden", indices=tuple(range(0, 32, 3))),
             Drop(branch="layers.2.self_attn"),
         )
     )

@@ -120,7 +120,7 @@ class GroupMask:
     def __init__(self, gating: Gating, group: str, point: MaskPoint) -> None:
         self.gating = gating
         self.group = group
-        self.axis = point.axis
+        self.axis, self.sample_axis = point.axis, point.sample_axis
         entry_of = torch.from_numpy(point.entry_of)
         self.entry_of = entry_of.clamp(min=0)
         self.is_free = entry_of < 0
@@ -142,10 +142,21 @@ class GroupMask:
         own = keep.expand(len(self.entry_of)) if keep.ndim == 0 else keep[..., self.entry_of]
         factor = own.masked_fill(self.is_free, 1.0)
         if factor.ndim == 2 or self.axis != -1:
-            shape = [1] * x.ndim
-            shape[self.axis] = -1
-            factor = factor.reshape(len(factor) if factor.ndim == 2 else 1, *shape[1:])
+            factor = self._placed(factor, x)
         return x * factor.to(x.dtype)
+
+    def _placed(self, factor: Tensor, x: Tensor) -> Tensor:
+        """A factor [n] or [B, n] shaped to multiply x, which may hold several rows of each sample."""
+        shape = [1] * x.ndim
+        shape[self.axis] = -1
+        if factor.ndim == 2:
+            if self.sample_axis is None:
+                msg = f"{self.group}: its gate decides for each image, but where the model reads it, tokens and images "
+                raise UsdcoreError(msg + "lie along one axis; give the gate one decision for all images")
+            rows = x.shape[self.sample_axis] // len(factor)
+            factor = factor if rows < 2 else factor.repeat_interleave(rows, dim=0)
+            shape[self.sample_axis] = len(factor)
+        return factor.reshape(shape)
 
 
 class OutputMask(GroupMask):

@@ -107,7 +107,7 @@ class Session:
         self.owners: dict[str, str] = {}
         #: What the last surgery kept of each tensor, for what else has its shape (an optimizer's moments).
         self.slices: Positions = {}
-        self._teachers: dict[str, Teacher] = {}
+        self.teachers: dict[str, Teacher] = {}
         self._endings: list[Callable[[], None]] = []
         self._fewest: dict[str, int] = {}  # of groups about which strategies decide without gates
         self._tree = Tree(self.units, budget.metric)
@@ -265,12 +265,12 @@ class Session:
             self._apply([Drop(branch=name) for name in _never(execution)], execution, settle=True)
 
     def _teacher(self, key: str, build: Callable[[], nn.Module] | None) -> Teacher:
-        if key not in self._teachers:
+        if key not in self.teachers:
             device = next(self.model.parameters()).device
             # A run that goes on makes its teachers anew: what is drawn after that must not depend on it.
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                self._teachers[key] = Teacher((build or self._dense_model)().to(device))
-        return self._teachers[key]
+                self.teachers[key] = Teacher((build or self._dense_model)().to(device))
+        return self.teachers[key]
 
     def _dense_model(self) -> nn.Module:
         if self.load_dense is not None:

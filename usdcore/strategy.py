@@ -128,9 +128,15 @@ class Attachment:
     def gate(self, site: str, gate: Gate) -> None:
         """Put a gate in the model; `site` names it among this strategy's gates.
 
-        Errors: a site that another strategy uses already, unless both declare that they compose there.
+        Errors: a site that another strategy uses already, unless both declare that they compose there; one that another
+        gate of this strategy acts at.
         """
         assert self.current is not None
+        for name, other in self.current.gates.items():
+            twice = sorted(set(other.sites) & set(gate.sites)) if name != site else []
+            if twice:
+                msg = f"{self.current.config.use} acts twice on {twice[0]}, by its gates {name!r} and {site!r}"
+                raise UsdcoreError(f"{msg}: a gate for each site is enough")
         self.claim(self.current, gate)
         self.gating.add(gate_key(self.current.config.use, site), gate.to(self.device))
         self.current.gates[site] = gate

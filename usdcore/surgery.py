@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from usdcore import rewrite
-from usdcore.costs import cost
+from usdcore.costs import Cost, cost
 from usdcore.errors import UsdcoreError, nearest
 from usdcore.gates import Gating
 from usdcore.multihead import open_up
@@ -20,7 +20,9 @@ from usdcore.passages import module_at
 from usdcore.ragged import gaps_of, lay_out, layout_of, relaid
 from usdcore.runner import attach, drop_branch, gating_of
 from usdcore.units import find_units
+from usdcore.units.find import count
 from usdcore.units.metacopy import forget, held_tensors
+from usdcore.units.plaincopy import copy_plain
 from usdcore.units.types import WIDTH, is_width
 
 if TYPE_CHECKING:
@@ -39,10 +41,13 @@ if TYPE_CHECKING:
     Positions = dict[str, dict[int, BoolArray]]
 
 
-def shrink(model: nn.Module, plan: Plan, example_inputs: torch.Tensor | None = None) -> nn.Module:
+def shrink(
+    model: nn.Module, plan: Plan, example_inputs: torch.Tensor | None = None, *, units: Units | None = None
+) -> nn.Module:
     """A physically smaller copy of `model` with the same interface; `model` itself is not changed.
 
     `plan` counts in the indices of `model`. `example_inputs` [B, C, H, W] is needed when the plan names no base.
+    `units` are those of `model` where they are known already (by `find_units` on these inputs), to save the search.
     Weights that go are never copied. The cost of the result is checked against the prediction before it is handed out.
     Errors: a group or branch that is not in the model, is not prunable (with the reason), an index out of range.
     """
@@ -54,13 +59,29 @@ def shrink(model: nn.Module, plan: Plan, example_inputs: torch.Tensor | None = N
             msg = "the plan names no base, so shrink needs example_inputs to trace the model with"
             raise UsdcoreError(msg)
         example_inputs = torch.zeros(1, *plan.base.input_shape, device="meta")
-    small, units = shrink_found(model, find_units(model, example_inputs), plan, example_inputs)
-    attach_plan(small, units, plan)
+    units = find_units(model, example_inputs) if units is None else units
+    if plan.attached:
+        small, left = shrink_found(model, units, plan, example_inputs)
+        attach_plan(small, left, plan)
+        return small
+    small = _cut(model, units, plan)
+    _check(cost(units, plan), Cost(*count(small, example_inputs)))
     return small
 
 
 def shrink_found(model: nn.Module, units: Units, plan: Plan, example_inputs: torch.Tensor) -> tuple[nn.Module, Units]:
     """`shrink` without the gates, for a caller that has the model's units; returns those of the small model too."""
+    small = _cut(model, units, plan)
+    found = find_units(small, example_inputs)
+    _check(cost(units, plan), cost(found))
+    return small, found
+
+
+def _check(predicted: Cost, counted: Cost) -> None:
+    assert predicted == counted, f"predicted {predicted}, but the shrunk model counts {counted}"
+
+
+def _cut(model: nn.Module, units: Units, plan: Plan) -> nn.Module:
     small = _slice(model, units, _keeps(units, plan))
     blocks = {branch.name: (block, branch) for block in units.blocks for branch in block.branches}
     for name in plan.drops:
@@ -68,10 +89,7 @@ def shrink_found(model: nn.Module, units: Units, plan: Plan, example_inputs: tor
             msg = f"the plan drops {name!r}, which this model does not have: {nearest(name, blocks)}"
             raise UsdcoreError(msg)
         drop_branch(small, *blocks[name])
-    found = find_units(small, example_inputs)
-    predicted, counted = cost(units, plan), cost(found)
-    assert predicted == counted, f"predicted {predicted}, but the shrunk model counts {counted}"
-    return small, found
+    return small
 
 
 def kept_positions(units: Units, plan: Plan) -> Positions:
@@ -170,6 +188,7 @@ def _slice(model: nn.Module, units: Units, keeps: Keeps) -> nn.Module:
     # What a forward with gradients left behind can't be copied as it is.
     held = (tensor for module in model.modules() for tensor in held_tensors(module))
     memo |= {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf}
+    copy_plain(list(model.modules()), memo)
     small = copy.deepcopy(model, memo)
     open_up(small)
     forget(small)

@@ -6,12 +6,17 @@ The defaults of alpha, tau and kind are those of the command in UVC's public REA
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, field_validator, model_validator
 
 from usdcore.recipe import PluginConfig
 from usdcore.recipe.base import Section
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from usdcore.hooks.config import Beside
 
 MUTABLE = {"mutable": True}
 
@@ -109,6 +114,23 @@ class DistillConfig(PluginConfig):
     def matching(self) -> FeaturesConfig | None:
         """How inner features are matched; None if they are not."""
         return self.features or (FeaturesConfig() if self.kind == "features" else None)
+
+    def mistakes(self, beside: Beside) -> Iterator[tuple[str, str]]:
+        """A teacher teaches while the model is trained."""
+        if beside.epochs == 0:
+            text = f"{self.use} teaches in training, and the phases that name it have 0 epochs"
+            yield "", f"{text}; name it in one that has some, or leave it out"
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _name_or_mapping(cls, value: Any) -> Any:
+        if value != "dense" and not isinstance(value, dict | BaseModel):
+            msg = (
+                "a teacher is dense, or a mapping: {model: NAME, weights: FILE} or {model: NAME, pretrained: true} for "
+                "one of timm's, {file: FILE} for one that usdcore saved; write one of these"
+            )
+            raise ValueError(msg)
+        return value
 
     @model_validator(mode="after")
     def _logits_only(self) -> DistillConfig:

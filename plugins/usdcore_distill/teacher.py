@@ -69,7 +69,8 @@ def stated_base(config: TeacherConfig) -> Base:
         msg = f"distill.teacher: timm has no weights {config.model!r}: {nearest(config.model, tags)}"
         raise UsdcoreError(msg) from None
     if config.weights is not None and not config.weights.is_file():
-        msg = f"distill.teacher.weights: {config.weights}: no such file"
+        where = "check the path, which is relative to the current folder"
+        msg = f"distill.teacher.weights: {config.weights}: no such file; {where}"
         raise UsdcoreError(msg)
     base = Base(name=name, kwargs=config.kwargs, num_classes=1, input_shape=known.input_size)
     # There are weights without a classifier, from which features can be learned: 0 classes, which a plan can't have.

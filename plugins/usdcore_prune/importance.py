@@ -29,7 +29,17 @@ class Slices:
     def sums(self, values: Tensor, n: int) -> Tensor:
         """Sum over each entry's slice of a tensor of the parameter's shape, [n]."""
         others = [d for d in range(values.ndim) if d != self.axis]
-        per_position = values.float().sum(dim=others) if others else values.float()
+        return self._gathered(values.float().sum(dim=others) if others else values.float(), n)
+
+    def powers(self, power: int, n: int) -> Tensor:
+        """Sum of |w|^power over each entry's slice of the parameter, [n]; `power` is 1 or 2."""
+        values = self.parameter.detach()
+        if self.axis == 0 and values.ndim > 1:  # one pass; along other axes torch's norm is slow
+            rows = torch.linalg.vector_norm(values.flatten(1), power, 1, dtype=torch.float32)
+            return self._gathered(rows**power, n)
+        return self.sums(values.abs() if power == 1 else values.square(), n)
+
+    def _gathered(self, per_position: Tensor, n: int) -> Tensor:
         return per_position.new_zeros(n + 1).index_add_(0, self.entry_of, per_position)[:n]
 
 
@@ -44,17 +54,17 @@ class Entries:
     @classmethod
     def of(cls, model: nn.Module, group: Group) -> Entries:
         """Found in the model by the group's members; buffers carry no importance."""
-        parameters = dict(model.named_parameters(remove_duplicate=False))
         slices, scales = [], []
         for member in group.members:
-            parameter = parameters.get(member.tensor)
+            path, _, name = member.tensor.rpartition(".")
+            module = model.get_submodule(path)
+            parameter = module._parameters.get(name)
             if parameter is None:
                 continue
             entry_of = torch.from_numpy(member.entry_of).to(parameter.device)
             found = Slices(parameter, member.axis, torch.where(entry_of < 0, group.size, entry_of))
             slices.append(found)
-            path, _, name = member.tensor.rpartition(".")
-            if name == "weight" and isinstance(model.get_submodule(path), nn.modules.batchnorm._BatchNorm):
+            if name == "weight" and isinstance(module, nn.modules.batchnorm._BatchNorm):
                 scales.append(found)
         return cls(group, tuple(slices), tuple(scales))
 
@@ -66,7 +76,9 @@ def norms(entries: Entries, power: int) -> Tensor:
     Source: Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017), sum of |w| of a filter; over all layers that
     a group couples as in Fang et al., DepGraph (CVPR 2023), Sec. 3.4.
     """
-    total = _over(entries.slices, (s.parameter.detach().abs() ** power for s in entries.slices), entries.group.size)
+    total = torch.zeros(entries.group.size, device=entries.slices[0].parameter.device if entries.slices else None)
+    for own in entries.slices:
+        total += own.powers(power, entries.group.size)
     return total if power == 1 else total.sqrt()
 
 

@@ -25,16 +25,7 @@ MUTABLE = {"mutable": True}
 Anneal = tuple[float, float]
 
 
-class _Learning(PluginConfig):
-    """A strategy whose decisions are trained."""
-
-    def mistakes(self, beside: Beside) -> Iterator[tuple[str, str]]:
-        """Nothing is learned without training."""
-        if beside.epochs == 0:
-            yield "", f"{self.use} learns what to remove, and its phases have 0 epochs; give one of them epochs"
-
-
-class StaticConfig(_Learning):
+class StaticConfig(PluginConfig):
     """Static parameters: a pair (keep, drop) of logits per head, per hidden neuron, per MHSA branch, per FFN branch."""
 
     heads: bool = True
@@ -68,6 +59,12 @@ class StaticConfig(_Learning):
     resource_weight: float = Field(default=100.0, ge=0)
     """gamma of Eq. 9."""
 
+    def mistakes(self, beside: Beside) -> Iterator[tuple[str, str]]:
+        """Nothing is learned without training."""
+        if beside.first == 0:
+            text = f"{self.use} learns what to remove in the first phase that names it, which has 0 epochs"
+            yield "", f"{text}; give it epochs"
+
     @model_validator(mode="after")
     def _something(self) -> StaticConfig:
         if not (self.heads or self.hidden or self.branches):
@@ -76,7 +73,7 @@ class StaticConfig(_Learning):
         return self
 
 
-class DynamicConfig(_Learning):
+class DynamicConfig(PluginConfig):
     """One gate network per layer reads the stream that enters it and decides whether MHSA and FFN run."""
 
     gate_network: Literal["search"] | GateNetwork = "search"
@@ -116,6 +113,12 @@ class DynamicConfig(_Learning):
     information_weight: float = Field(default=0.0, ge=0, json_schema_extra=MUTABLE)
     """Weight of a reward for the mutual information between a gate's decision and the image, against gates that end up
     always on or always off. Not in the paper."""
+
+    def mistakes(self, beside: Beside) -> Iterator[tuple[str, str]]:
+        """Nothing is learned without training."""
+        if beside.epochs == 0:
+            text = f"{self.use} learns when to skip, and the phases that name it have 0 epochs"
+            yield "", f"{text}; give one of them epochs"
 
     @model_validator(mode="after")
     def _something(self) -> DynamicConfig:

@@ -6,11 +6,16 @@ Options marked (ours) have no counterpart there; `public` holds the public code'
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from usdcore.recipe import PluginConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from usdcore.hooks.config import Beside
 
 
 class PublicConfig(BaseModel):
@@ -96,6 +101,12 @@ class UvcConfig(PluginConfig):
     their place in the interval and updated by two optimizers, half-strength blocks in the warm-up."""
     public: PublicConfig = PublicConfig()
     """The numbers used with `faithful`."""
+
+    def mistakes(self, beside: Beside) -> Iterator[tuple[str, str]]:
+        """Nothing is learned without training."""
+        if beside.first == 0:
+            text = f"{self.use} learns what to remove in the first phase that names it, which has 0 epochs"
+            yield "", f"{text}; give it epochs"
 
     @model_validator(mode="after")
     def _something(self) -> UvcConfig:

@@ -167,6 +167,7 @@ def _plan(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any
 
 
 checkpoints.add("a state of another recipe", _restored(lambda s: s.update(recipe_sha256="0" * 64)))
+checkpoints.add("a state of another format", _restored(lambda s: s.update(format=2)))
 checkpoints.add("a state with a part missing", _restored(lambda s: s.pop("model")))
 checkpoints.add("a phase that is no number", _restored(lambda s: s.update(stage="last")))
 checkpoints.add("weights of other shapes", _restored(lambda s: s["model"].update({"norm.bias": torch.ones(3)})))
@@ -183,6 +184,28 @@ checkpoints.add(
 def _recipe_name(place: Path) -> None:
     run = run_in(place)
     (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace("name: tiny", "name: ../../tiny"))
+    go_on(run)
+
+
+@folder("a recipe in it that this version can't read, of a run that is not finished")
+def _older_recipe(place: Path) -> None:
+    run = run_in(place)
+    (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace("weight_decay:", "decay:"))
+    go_on(run)
+
+
+@folder("a bit flipped in its dense model, of which there is one copy")
+def _damaged_dense(place: Path) -> None:
+    run = run_in(place)
+    dense = run / "checkpoints" / "dense.safetensors"
+    dense.write_bytes(made.flipped(dense.read_bytes(), 8 * dense.stat().st_size - 99))
+    go_on(run)
+
+
+@folder("its dense model gone")
+def _no_dense(place: Path) -> None:
+    run = run_in(place)
+    (run / "checkpoints" / "dense.safetensors").unlink()
     go_on(run)
 
 

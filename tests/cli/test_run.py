@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from usdcore.cli import main
+from usdcore.errors import BudgetMissed
 
 RECIPE = """
 name: fast
@@ -154,3 +155,16 @@ def test_an_interrupted_run_says_how_to_go_on(done: tuple[Path, Path, int], tmp_
     assert ended.returncode == 130, ended.stderr
     assert "To go on: the same command again" in ended.stderr
     assert (tmp_path / "run" / "checkpoints" / "last.safetensors").is_file()
+
+
+def test_a_search_that_breaks_its_promise_ends_the_run_with_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missed(*_: object) -> None:
+        msg = "the search came to 1.0"
+        raise BudgetMissed(msg)
+
+    monkeypatch.setattr("usdcore.engine.pipeline.run", missed)
+    (tmp_path / "fast.yaml").write_text(RECIPE)
+    assert main(["run", str(tmp_path / "fast.yaml"), "--out", str(tmp_path / "run")]) == 3
+    assert capsys.readouterr().err == "budget missed: the search came to 1.0\n"

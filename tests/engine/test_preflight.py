@@ -123,3 +123,9 @@ def test_a_constructor_that_does_not_end_is_stopped(recipe: str) -> None:
 def test_a_budget_out_of_reach_in_a_later_phase(recipe: str) -> None:
     with pytest.raises(RecipeError, match=r"phases\[0\]: budget macs 0\.001 can't be reached"):
         dry_run(load_recipe(recipe, ["budget.macs=0.001"]))
+
+
+@pytest.mark.parametrize(("strategies", "teachers"), [("[usdc-static]", 0), ("[usdc-static, distill]", 1)])
+def test_a_dry_run_counts_teachers(recipe: str, strategies: str, teachers: int) -> None:
+    found = dry_run(load_recipe(recipe, [f"phases.0.strategies={strategies}"]))
+    assert found["teacher_bytes"] == teachers * 4 * found["dense"]["params"]

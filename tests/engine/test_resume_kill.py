@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import multiprocessing
 import sys
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from breaking import harness
 from tiny import finished, write_tiny
-
-ROOT = Path(__file__).parents[2]
-
-
-def load_harness() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("resume_harness", ROOT / "benchmarks" / "resume.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-harness: Any = load_harness()
 
 ON_THE_WAY = [
     ("in calibration, at a batch", 27, "SIGTERM", 130, "search"),  # at the phase's end
@@ -72,7 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", harness.moments(), ids=lambda m: f"{m.point} {m.number} {m.signal}")
+@pytest.mark.parametrize("moment", harness.moments(), ids=lambda m: f"{m.point} {m.number} {m.workers} {m.signal}")
 def test_broken_off_once(whole: tuple[Path, float], tmp_path: Path, moment: Any) -> None:
     outcome = harness.try_moment(harness.RECIPE, tmp_path, moment, *whole)
     assert outcome.resumed

@@ -40,7 +40,8 @@ last digit (torch's counter); equal to the masked model to 1e-4 of the largest l
 attention written out; other indices wrong by more than 1e-2; groups found again at their new size; another batch size;
 a training step that reaches every parameter; state-dict names; and what the columns on the right say: `torch.export`
 in every case, in strict mode and `torch.compile` in the largest, saving and loading in a new process (exact),
-`forward_features`, `reset_classifier`. There ✓ means: in all cases tried; ∙ that the dense model itself can't.
+`forward_features`, `reset_classifier`. There ✓ means: in all cases tried; ∙ that the dense model itself can't. A small
+version has the model's code with fewer blocks and channels.
 """
 
 
@@ -64,7 +65,8 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
         if "cases" not in row:
             lines.append(f"| `{row['name']}` | {row.get('error')} |{' |' * (len(columns) - 2)}\n")
             continue
-        cells = [f"`{row['name']}`<br>{row['family']}", _of(*row["attention"])]
+        size = ", small version" if row.get("small") else ""
+        cells = [f"`{row['name']}`<br>{row['family']}{size}", _of(*row["attention"])]
         cells += [_of(*row["prunable"][kind]) for kind in KINDS]
         cells += [_case(row["cases"][case]) for case in CASES]
         cells += [_runs(row["cases"], check) for check in RUNS]

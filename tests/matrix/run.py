@@ -52,7 +52,7 @@ def run_one(name: str, is_small: bool = False) -> dict[str, Any]:
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(60 * MINUTES)
     started, entry, folder = time.process_time(), find(name), Path(tempfile.mkdtemp())
-    result = described(entry)
+    result = described(entry) | {"small": is_small}
     try:
         subject = Subject(entry, is_small)
         result |= counts(subject)

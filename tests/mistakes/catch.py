@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "texts.txt"
 DOCS = ROOT / "docs" / "mistakes.md"
-PLUGINS = ("usdc", "gatenets", "splits", "data")
+PLUGINS = ("usdc", "gatenets", "splits", "data", "uvc", "distill")
 """What is installed where these texts come from: whoever adds a plugin need not write them anew."""
 COMMAND = "python tests/mistakes/update.py"
 

@@ -67,6 +67,13 @@ FINETUNE = """\
     epochs: 2
     strategies: [usdc-dynamic]
 """
+
+
+def _search(strategy: str, epochs: int = 3) -> str:
+    """The search with another strategy; the fine-tuning's is then new there."""
+    return f"  - {{name: search, epochs: {epochs}, strategies: [{strategy}]}}\n"
+
+
 DATA = "data: {source: digits, input_size: 8, batch_size: 32}"
 
 KEYS = (
@@ -157,6 +164,11 @@ TOGETHER = (
     ),
     Mistake("nothing left to prune", "heads: true", "heads: false, hidden: false, branches: false"),
     Mistake("a search of 0 epochs", "epochs: 3", "epochs: 0"),
+    Mistake("a search of 0 epochs, by uvc", SEARCH, _search("uvc", epochs=0)),
+    Mistake("a teacher in a phase of 0 epochs", SEARCH, _search("distill", epochs=0)),
+    Mistake("a teacher by its bare name", SEARCH, _search("{use: distill, teacher: regnety_160}")),
+    Mistake("a teacher of no kind", SEARCH, _search("{use: distill, teacher: {}}")),
+    Mistake("a teacher that knows nothing", SEARCH, _search("{use: distill, teacher: {model: regnety_160}}")),
     Mistake("mixup of odd batches", "opt: adamw", "mixup: 0.8", overrides=("data.batch_size=33",)),
     Mistake("dials for a budget of parameters", "macs: 0.6", "params: 0.6"),
     Mistake(
@@ -207,6 +219,30 @@ MODEL = (
         stage="plan",
         files={"mine.pt": "no weights\n"},
         upstream=True,
+    ),
+    Mistake(
+        "a teacher whose weights are not there",
+        SEARCH,
+        _search("{use: distill, teacher: {model: regnety_160, weights: regnet.pt}}"),
+        stage="plan",
+    ),
+    Mistake(
+        "a teacher whose file is not there",
+        SEARCH,
+        _search("{use: distill, teacher: {file: runs/big/model.safetensors}}"),
+        stage="plan",
+    ),
+    Mistake(
+        "a misspelt teacher",
+        SEARCH,
+        _search("{use: distill, teacher: {model: regnety_16, pretrained: true}}"),
+        stage="plan",
+    ),
+    Mistake(
+        "a dense teacher, in a phase before there is a dense model",
+        SEARCH,
+        "  - {name: dense, epochs: 1, strategies: [distill]}\n" + SEARCH,
+        stage="plan",
     ),
     Mistake("a misspelt optimizer", "opt: adamw", "opt: adammw", stage="plan"),
     Mistake(

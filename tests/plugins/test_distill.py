@@ -228,7 +228,7 @@ def test_a_model_in_evaluation_gives_no_token(distilled: nn.Module, images: torc
 def test_with_both_halves_of_usdc_then_on_the_shrunk_model(vit: nn.Module, images: torch.Tensor) -> None:
     distill, dynamic = make(features={}), make("usdc-dynamic", gate_network="G2")
     session = session_of(vit, make("usdc-static", lr=0.05), dynamic, distill, target=0.6)
-    dense = copy.deepcopy(session._teachers["dense"].model)
+    dense = copy.deepcopy(session.teachers["dense"].model)
     groups = [{"params": g.parameters, "lr": g.lr} for g in session.parameter_groups if g.parameters]
     optimizer = torch.optim.Adam(groups)
     for number in range(30):
@@ -242,7 +242,7 @@ def test_with_both_halves_of_usdc_then_on_the_shrunk_model(vit: nn.Module, image
     session.begin_phase([dynamic, distill])
     terms = step(session, images)
     with torch.no_grad():
-        assert gap(session._teachers["dense"].model(images), dense(images)) == 0
+        assert gap(session.teachers["dense"].model(images), dense(images)) == 0
     assert float(terms["distill"].detach()) > 0
     assert not [name for name in session.model.state_dict() if "teacher" in name]
 

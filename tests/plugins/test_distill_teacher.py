@@ -50,7 +50,7 @@ def test_a_teacher_is_frozen_shared_and_runs_once_a_step(
     second = type(first)(config.model_validate({"use": "other", "teacher": stated, "kind": "hard"}))
     names = set(vit.state_dict())
     session = session_of(vit, first, second)
-    (teacher,) = session._teachers.values()
+    (teacher,) = session.teachers.values()
     before = copy.deepcopy(teacher.model.state_dict())
     forwards.clear()
     optimizer = torch.optim.SGD(vit.parameters(), lr=0.1)
@@ -64,7 +64,7 @@ def test_a_teacher_is_frozen_shared_and_runs_once_a_step(
     session.end_phase(lambda: iter([images]))
     session.begin_phase([first])
     step(session, images)
-    assert list(session._teachers.values()) == [teacher]
+    assert list(session.teachers.values()) == [teacher]
     assert forwards[-1] == 5
     assert set(forwards[3:-1]) == {1}  # blank images, to see what it gives
     assert set(session.model.state_dict()) == names

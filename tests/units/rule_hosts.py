@@ -192,6 +192,45 @@ class Mixed(nn.Module):
         return x + self.down(y * self.again(F.relu(y)))
 
 
+class Bare(nn.Module):
+    """A feed-forward of bare weights: no module reads its neurons."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.zeros(HIDDEN, DIM)), nn.Parameter(torch.zeros(DIM, HIDDEN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.linear(F.gelu(F.linear(x, self.up)), self.down)
+
+
+class Pooled(nn.Module):
+    """Attention of a latent that is the same for all images, expanded to the batch before its projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latent = nn.Parameter(torch.zeros(1, 1, DIM))
+        self.q, self.kv, self.out = nn.Linear(DIM, DIM), nn.Linear(DIM, 2 * DIM), nn.Linear(DIM, DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, _ = x.shape
+        q = self.q(self.latent.expand(B, -1, -1)).reshape(B, 1, HEADS, HEAD_DIM).transpose(1, 2)
+        k, v = self.kv(x).reshape(B, N, 2, HEADS, HEAD_DIM).permute(2, 0, 3, 1, 4).unbind(0)
+        return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Stem(nn.Module):
+    """Three convolutions in a row: two groups of channels in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(CHANNELS, 5, 1), nn.BatchNorm2d(5)
+        self.depth = nn.Conv2d(5, 5, 3, padding=1, groups=5)
+        self.b, self.c = nn.Conv2d(5, 4, 1), nn.Conv2d(4, CHANNELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.c(F.relu(self.b(self.depth(F.relu(self.bn(self.a(x)))))))
+
+
 class Squeeze(nn.Module):
     """Squeeze and excite."""
 

@@ -18,6 +18,15 @@ from usdcore.units import find_units
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4}
 PYRAMID = {"img_size": 32, "window_size": 4, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 4)}
 LEVIT = {"img_size": 64, "embed_dim": (32, 48), "key_dim": 8, "num_heads": (2, 3), "depth": (1, 1)}
+CROSS = {
+    "img_size": 32,
+    "img_scale": (1.0, 1.0),
+    "patch_size": (4, 8),
+    "embed_dim": (24, 48),
+    "depth": ((1, 1, 0),),
+    "num_heads": (2, 4),
+    "mlp_ratio": (2, 2, 1),
+}
 
 HYBRID = {"depths": (1, 1), "embed_dim": (32, 32)}
 MOBILE = {"dims": (16, 16, 16, 16), "depths": (1, 1, 1, 1), "global_block_counts": (0, 0, 0, 0)}
@@ -40,6 +49,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
         {**SMALL, "window_size": 2, "global_attn_indexes": (1,)},
         32,
     ),
+    "one query, of a token projected from another stream": ("crossvit_tiny_240", CROSS, 32),
     "tables looked up by products": ("maxvit_tiny_tf_224", {**HYBRID, "img_size": 64}, 64),
 }
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from exact import random_half
 from torch import nn
 from units.hosts import DIM, TOKENS, Layers
-from units.rule_hosts import ConvFeed, ConvNet, Mixed, Squeeze, Talking
+from units.rule_hosts import Bare, ConvFeed, ConvNet, Mixed, Squeeze, Talking
 from zoo import gap, randomise
 
 from usdcore.gates import Draw, ForwardState, Gate, Gating
@@ -17,7 +18,10 @@ from usdcore.surgery import shrink
 from usdcore.units import find_units
 from usdcore.units.types import Units
 
+SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 5}
 HOSTS = {
+    "windows, each image several": (lambda: timm.create_model("swin_tiny_patch4_window7_224", **SWIN), (3, 32, 32)),
+    "a bare weight": (lambda: Layers(Bare(), Bare()), (TOKENS, DIM)),
     "talking heads": (lambda: Layers(Talking("linear")), (TOKENS, DIM)),
     "talking heads by convolutions": (lambda: Layers(Talking("convolution")), (TOKENS, DIM)),
     "two readers": (lambda: Layers(Mixed()), (TOKENS, DIM)),

@@ -40,5 +40,7 @@ def _words(found: dict[str, Any]) -> str:
             lines.append(f"  can go down to {phase['least']:.4f} of the dense {found['budget']['metric']}")
     memory = found["memory_bytes"]
     lines.append(f"weights, gradients and AdamW's state: {memory / 2**20:,.1f} MiB, before activations")
+    if found["teacher_bytes"]:
+        lines.append(f"teachers: {found['teacher_bytes'] / 2**20:,.1f} MiB more")
     lines += [f"note: {note}" for note in found["notes"]]
     return "\n".join(lines)

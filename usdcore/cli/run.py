@@ -37,7 +37,8 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path | None) -> int:
     try:
         run(recipe, folder, overrides)
     except BudgetMissed:
-        print_result(folder)
+        if (folder / "result.json").is_file():  # a search that fails its own promise ends the run before there is one
+            print_result(folder)
         raise
     except KeyboardInterrupt:
         saved = f"a checkpoint is in {folder}" if (folder / "checkpoints").is_dir() else "nothing was done yet"

@@ -48,6 +48,7 @@ def dry_run(recipe: Recipe, written: Node | None = None) -> dict[str, Any]:
         "budget": {"metric": session.budget.metric, "target": session.budget.target},
         "phases": phases,
         "memory_bytes": TRAINING_BYTES * session.dense.params,
+        "teacher_bytes": sum(p.nbytes for t in session.teachers.values() for p in t.model.parameters()),
         "notes": notes(recipe),
     }
 

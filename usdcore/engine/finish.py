@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from usdcore.artifact import create, load, save
+from usdcore.artifact import create, save
 from usdcore.costs import Cost, cost
 from usdcore.engine.assess import Assessor
 from usdcore.engine.controls import NARROW, narrow_plan
@@ -138,7 +138,7 @@ class Finish:
         files = {"dense": self.folder.dense, "compressed": self.folder.model}
         if self.recipe.controls:
             files["narrow"] = self.folder.control("narrow")
-        models = {name: load(path, self.run.device) for name, path in files.items()}
+        models = {name: self.folder.load(path, self.run.device) for name, path in files.items()}
         sizes = self.recipe.latency.batch_sizes
         loader = evaluation_loader(self.run.data.test, max(sizes), self.recipe.seed, "shuffled", 0)
         images = next(iter(loader))[0].to(self.run.device)

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from usdcore.artifact import load
 from usdcore.engine.checkpoint import Checkpoints
 from usdcore.engine.difference import differences
 from usdcore.errors import UsdcoreError, printable
@@ -18,6 +19,9 @@ from usdcore.report.result import FORMAT, MAX_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import torch
+    from torch import nn
 
     from usdcore.recipe import Recipe
 
@@ -43,6 +47,20 @@ class RunFolder:
     def control(self, name: str) -> Path:
         """The weights of a control."""
         return self.path / "checkpoints" / f"{name}.safetensors"
+
+    def load(self, path: Path, device: torch.device) -> nn.Module:
+        """A model of this run: dense, compressed, or a control's. There is one copy of each.
+
+        Errors: one that is gone or damaged, with how to make it again.
+        """
+        try:
+            return load(path, device)
+        except UsdcoreError as error:
+            msg = (
+                f"{error}. What this run made {path.name} from is gone: put a copy back, or remove "
+                f"{self.checkpoints.folder} and give the same command again, which starts the run over"
+            )
+            raise UsdcoreError(msg) from error
 
     def claim(self) -> None:
         """Write whose the folder is, and clear away what a killed run left half written. Errors: a path that is no
@@ -105,7 +123,7 @@ class RunFolder:
                 raise UsdcoreError(msg)
             return
         has_begun = self.checkpoints.exist or (self.path / "result.json").is_file()
-        if not has_begun or recipe_sha256(other := load_recipe(theirs)) == self.sha256:
+        if not has_begun or recipe_sha256(other := self._belongs_to(theirs)) == self.sha256:
             return
         lines = "".join(f"\n  {printable(line)}" for line in differences(other, self.recipe))
         msg = (
@@ -113,6 +131,18 @@ class RunFolder:
             f"remove it. The difference:{lines}"
         )
         raise UsdcoreError(msg)
+
+    def _belongs_to(self, path: Path) -> Recipe:
+        """Whose run the folder holds. Errors: a recipe that this usdcore can't read."""
+        try:
+            return load_recipe(path)
+        except UsdcoreError as error:
+            msg = (
+                f"{self.path}: holds a run whose recipe is damaged, or was written by another version of usdcore or "
+                "its plugins; go on with the version that wrote it, choose another folder with --out, or remove this "
+                f"one. It can't be read here:\n  {error}"
+            )
+            raise UsdcoreError(msg) from error
 
 
 def _taken(handle: int) -> bool:

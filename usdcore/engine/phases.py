@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from usdcore.artifact import create, load, save
+from usdcore.artifact import create, save
 from usdcore.costs import Cost, cost
 from usdcore.engine.carry import Carried
 from usdcore.engine.checkpoint import restoring
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 
 MOST_WARNINGS = 200
+FORMAT = 1
+"""Of what lies in a run's folder while it runs: state, metrics.jsonl, recipe.yaml. Another one is not gone on with."""
 
 
 class Run:
@@ -102,6 +104,7 @@ class Run:
     def state(self, fit: Fit | None) -> dict[str, Any]:
         """All that the rest of the run depends on. Without `fit` it stands between two stages."""
         return {
+            "format": FORMAT,
             "recipe_sha256": self.folder.sha256,
             "stage": self.stage,
             "plan": self.session.plan.model_dump_json(),
@@ -283,6 +286,12 @@ class Run:
             if state["recipe_sha256"] != self.folder.sha256:
                 msg = f"{path}: belongs to another recipe; choose another folder with --out"
                 raise UsdcoreError(msg)
+            if state["format"] != FORMAT:
+                msg = (
+                    f"{path}: of a run in format {state['format']!r}, and this usdcore goes on with format {FORMAT}; "
+                    f"use the version that wrote it, or remove {path.parent} to start the run over"
+                )
+                raise UsdcoreError(msg)
             self.stage, self.facts, self.before = state["stage"], state["facts"], state["seconds"]
             self._saved = state if state["fit"] is not None else None
             self.carried = Carried.of_state(state["carried"]) if state["carried"] is not None else None
@@ -317,5 +326,6 @@ class Run:
         session.amp, session.mean = self.around.amp, self.processes.mean
         session.execute = partial(execute, processes=self.processes)
         session.known = self.strategies.made
-        session.load_dense = lambda: load(self.folder.dense, self.device) if "dense" in self.facts else no_dense()
+        file, device = self.folder.dense, self.device
+        session.load_dense = lambda: self.folder.load(file, device) if "dense" in self.facts else no_dense()
         return session

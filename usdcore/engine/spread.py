@@ -53,7 +53,8 @@ def require_spread(recipe: Recipe, train_images: int, world: int) -> None:
             f"{fit + ', or ' if fit else ''}another number of processes"
         )
         raise UsdcoreError(msg)
-    local = Beside(size // world, sum(phase.epochs for phase in recipe.phases))
+    epochs = sum(phase.epochs for phase in recipe.phases)
+    local = Beside(size // world, epochs, epochs)
     whole = replace(local, batch_size=recipe.data.batch_size)
     for config in _options(recipe):
         known = set(config.mistakes(whole))

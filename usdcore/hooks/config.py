@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Beside:
-    """What stands beside a strategy's options in a recipe: images per training step, epochs of all phases naming it."""
+    """What stands beside a strategy's options in a recipe: images per training step, epochs of all phases that name it,
+    and of the first of these.
+    """
 
     batch_size: int
     epochs: int
+    first: int
 
 
 class _Options(BaseModel):

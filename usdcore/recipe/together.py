@@ -200,7 +200,8 @@ def _options(parts: Parts) -> Mistakes:
     for i, phase in enumerate(parts.phases):
         for j, strategy in enumerate(phase.strategies if phase is not None else ()):
             if strategy.use not in named:  # what a later phase inherits is reported once
-                beside = Beside(parts.data.batch_size, epochs[strategy.use])
+                first = phase.epochs if phase is not None else 0
+                beside = Beside(parts.data.batch_size, epochs[strategy.use], first)
                 yield from _asked(strategy, ("phases", i, "strategies", j), beside)
             named.add(strategy.use)
 

@@ -30,9 +30,19 @@ def method_of(kind: type, code: CodeType) -> str | None:
     """The name of the method of a class in which a function's code is compiled; None if there is none."""
     for owner in kind.__mro__:
         for name, value in vars(owner).items():
-            if isinstance(value, FunctionType) and _holds(value.__code__, code):
+            if isinstance(value, FunctionType) and _holds(_written(value).__code__, code):
                 return name if getattr(kind, name) is value else None
     return None
+
+
+def _written(function: FunctionType) -> FunctionType:
+    """The method that was written, where a parent's `__init_subclass__` has wrapped it: it wraps a derived one too."""
+    while "__init_subclass__.<locals>" in function.__code__.co_qualname:
+        inner = getattr(function, "__wrapped__", None)
+        if not isinstance(inner, FunctionType):
+            break
+        function = inner
+    return function
 
 
 def host_method(kind: type, function: str) -> FunctionType:
@@ -41,7 +51,7 @@ def host_method(kind: type, function: str) -> FunctionType:
         if MARK not in vars(owner) and function in vars(owner):
             found = vars(owner)[function]
             if isinstance(found, FunctionType):
-                return found
+                return _written(found)
             break
     msg = f"{function} is not a plain method"
     raise UnreadableError(msg)

@@ -59,8 +59,8 @@ def branch_drafts(flow: Labelling) -> list[BranchDraft]:
             draft.reason = found
             continue
         draft.sum = found
-        kind = trace.classes[draft.owner.path]
-        draft.calls = [c for c in _called_by(trace, draft.owner) if _is_part_of(_in_method(c.places, kind, found.function), found)]
+        kind, inside = trace.classes[draft.owner.path], _called_by(trace, draft.owner)
+        draft.calls = [c for c in inside if _is_part_of(_in_method(c.places, kind, found.function), found)]
         draft.reason = _closed(flow, draft)
     users = _users(trace)
     for draft in drafts:
@@ -196,10 +196,8 @@ def _only_identities(flow: Labelling, value: int, origin: int) -> bool:
     return True
 
 
-def _branch(
-    flow: Labelling, draft: BranchDraft, taken: set[str], owned: Owned, constant: frozenset[int]
-) -> Branch:
-    name = _branch_name(flow, draft)
+def _branch(flow: Labelling, draft: BranchDraft, taken: set[str], owned: Owned, constant: frozenset[int]) -> Branch:
+    name = branch_name(flow, draft)
     if name in taken:
         name = f"{name}#{_line(flow, draft)}"
     modules, tensors = owned.of(draft.ops, draft.calls)
@@ -216,7 +214,7 @@ def _branch(
     )
 
 
-def _branch_name(flow: Labelling, draft: BranchDraft) -> str:
+def branch_name(flow: Labelling, draft: BranchDraft) -> str:
     """The module called by the owner that does most of the branch; where it calls none, the line of the sum.
 
     Neither depends on what else the model has, so that the names in a plan stay when other branches go.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from usdcore.units.attention import attention_drafts
 from usdcore.units.branches import (
     BranchDraft,
     branch_drafts,
+    branch_name,
     build_blocks,
     build_branches,
     constant_ops,
@@ -31,6 +34,8 @@ from usdcore.units.width import WidthFinder, told_sizes
 from usdcore.units.width_costs import Parts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
     from usdcore.units.labelling import Labelling
@@ -43,8 +48,27 @@ def find_units(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) ->
     device will do. The model is only read: a weightless copy without its hooks runs once, in evaluation mode. What
     can't be pruned or gated is there too, with a reason. Errors: a forward that fails, or that needs values.
     """
-    with on_cpu():
+    with on_cpu(), unbroken():
         return _find(model, example_inputs)
+
+
+def count(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> tuple[int, int]:
+    """MACs per sample and parameters, as `find_units` counts them, without looking for units. Errors: as there."""
+    with on_cpu(), unbroken():
+        trace = record(model, example_inputs, Executor())
+        return sum(op_macs(trace, op) for op in trace.ops), sum(trace.parameters.values())
+
+
+@contextmanager
+def unbroken() -> Iterator[None]:
+    """Without the garbage collector, which would look through all that is alive many times: little is freed here."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _find(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Units:
@@ -93,9 +117,12 @@ class _Finder:
         for index, draft in enumerate(drafts):
             ops = self.main.ops[index] | ({draft.core_op} if draft.core_op is not None else set())
             self.main.ops[index] = ops
-            self.names.append(self._name(place(flow, ops) or "model"))
-            self.branch_of.append(innermost(branches, ops))
-            if (branch := self.branch_of[-1]) is not None:
+            path, branch = place(flow, ops) or "model", innermost(branches, ops)
+            if branch is not None and path == (branch.owner.path or "model"):
+                path = branch_name(flow, branch)  # written in the block's own code: not to be taken for the block
+            self.names.append(self._name(path))
+            self.branch_of.append(branch)
+            if branch is not None:
                 branch.units.append(self.names[-1])
         self.built = build_branches(flow, branches)
 

@@ -109,6 +109,7 @@ class Labelling:
     num_slots: int = 0
     slot_axes: list[tuple[int, int, int]] = field(default_factory=list)
     _slots: dict[int, Layers] = field(default_factory=dict)
+    _single: dict[tuple[int, int], IntArray] = field(default_factory=dict)
 
     def shape(self, value: int) -> tuple[int, ...]:
         """The recorded shape of a value."""
@@ -150,6 +151,12 @@ class Labelling:
 
     def slot_row(self, value: int, axis: int) -> IntArray | None:
         """The slots along an axis of a parameter or of a view of one; None where the value is computed."""
+        if self.trace.values[value].tensor is not None and self.shape(value)[axis] == 1:
+            if (value, axis) not in self._single:
+                self._single[value, axis] = np.array([self.num_slots])
+                self.slot_axes.append((self.num_slots, value, axis))
+                self.num_slots += 1
+            return self._single[value, axis]
         for layer in self.slots(value):
             if axes(layer) == {axis}:
                 return compact(layer).ravel()

@@ -81,10 +81,19 @@ def merge(layers: list[Tensor]) -> Layers:
     return tuple(kept)
 
 
+def lies_along(layer: Tensor, axis: int) -> bool:
+    """Whether the labels lie along an axis and no other, which may be of size 1."""
+    found = axes(layer)
+    return found == {axis} or (not found and layer.shape[axis] == 1)
+
+
 def pairs(a: Tensor, b: Tensor) -> tuple[IntArray, IntArray] | None:
-    """What meets at the positions of two layers of one shape, each pair once; None if they share no axis."""
+    """What meets at the positions of two layers of one shape, each pair once; None if they share no axis.
+
+    Two layers of one label each share one.
+    """
     x, y = compact(a), compact(b)
-    if not any(m > 1 and n > 1 for m, n in zip(x.shape, y.shape, strict=True)):
+    if not x.size == y.size == 1 and not any(m > 1 and n > 1 for m, n in zip(x.shape, y.shape, strict=True)):
         return None
     left, right = np.broadcast_arrays(x, y)
     return unique_pairs(left.ravel(), right.ravel())

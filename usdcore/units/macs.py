@@ -23,7 +23,7 @@ SPREADS = frozenset({"expand", "repeat", "repeat_interleave", "zeros", "ones", "
 
 
 def is_constant(trace: Trace, op: Op) -> bool:
-    """Whether an op runs once for a batch of any size: it does not depend on the input, nor on how many samples it has."""
+    """Whether an op runs once for a batch of any size: it depends neither on the input nor on its number of samples."""
     if not op.outputs:
         return False
     made = trace.values[op.outputs[0]]

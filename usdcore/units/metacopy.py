@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from usdcore.errors import UsdcoreError
 from usdcore.multihead import open_up
+from usdcore.units.flatten import ATOMS
+from usdcore.units.plaincopy import copy_plain
 from usdcore.units.sizes import TracedInt
 
 if TYPE_CHECKING:
@@ -28,15 +30,18 @@ BATCH = 2  # not 1: an axis of size 1 may be a batch axis or one to broadcast
 def meta_copy(model: nn.Module) -> nn.Module:
     """A copy of `model` on the meta device, in evaluation mode, without hooks; `model` is only read."""
     memo: dict[int, Any] = {}
-    for module in model.modules():
+    modules = list(model.modules())
+    for module in modules:
         for name, value in vars(module).items():
+            if type(value) in ATOMS:
+                continue
             if name.startswith("_") and "_hooks" in name and isinstance(value, dict):
                 memo[id(value)] = OrderedDict()
-        for tensor in held_tensors(module):
-            memo[id(tensor)] = _empty(tensor)
-        own = (*module._parameters.values(), *module._buffers.values())
-        memo |= {id(tensor): _empty(tensor) for tensor in own if tensor is not None and id(tensor) not in memo}
+            for tensor in _tensors_of(name, value):
+                if id(tensor) not in memo:
+                    memo[id(tensor)] = _empty(tensor)
     try:
+        copy_plain(modules, memo)
         copied = copy.deepcopy(model, memo)
         forget(copied)
         open_up(copied)
@@ -50,8 +55,13 @@ def meta_copy(model: nn.Module) -> nn.Module:
 def held_tensors(module: nn.Module) -> Iterator[Tensor]:
     """The tensors in a module's attributes, and in dicts, lists and tuples there, that are no parameters or buffers."""
     for name, value in vars(module).items():
-        if name in ("_parameters", "_buffers", "_modules"):
-            continue
+        if type(value) not in ATOMS and name not in ("_parameters", "_buffers"):
+            yield from _tensors_of(name, value)
+
+
+def _tensors_of(name: str, value: Any) -> Iterator[Tensor]:
+    """The tensors in an attribute of a module, and in a dict, list or tuple there."""
+    if name != "_modules":
         inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
         yield from (tensor for tensor in inside if isinstance(tensor, Tensor))
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from usdcore.units.flatten import tensors_in
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from usdcore.units.record import Recorder
 
 # Composite ops that are recorded whole, as a rule knows them; every other composite op is broken up.
@@ -53,9 +59,23 @@ class ObserveFunctions(TorchFunctionMode):
         if func is torch.Tensor.size:
             return self.recorder.shape(args[0])[args[1]]
         self.recorder.begin(func, args, kwargs)
-        out = func(*args, **kwargs)
+        if (args and isinstance(args[0], Tensor)) or tensors_in((args, kwargs)):
+            out = func(*args, **kwargs)
+        else:
+            with ordinary():
+                out = func(*args, **kwargs)
         self.recorder.end()
         return out
+
+
+@contextmanager
+def ordinary() -> Iterator[None]:
+    """Within the recording's inference mode: for tensors with data, which do not come from the copy.
+
+    A host may keep one for later, outside of the copy (a table that a cached function makes), and train with it.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 @cache

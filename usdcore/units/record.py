@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from usdcore.errors import UsdcoreError
+from usdcore.units.flatten import tensors_in
 from usdcore.units.host import Defaults, failing_line, host_line, words
 from usdcore.units.macs import makes_rows
 from usdcore.units.metacopy import meta_copy, meta_inputs, trace_attributes
-from usdcore.units.modes import ObserveFunctions, ObserveOps
+from usdcore.units.modes import ObserveFunctions, ObserveOps, ordinary
 from usdcore.units.places import Place, host_places
 from usdcore.units.sizes import Expr, TracedInt, expression
 from usdcore.units.trace import OUTSIDE, Call, Op, Ref, Trace, Value, numbers
@@ -50,7 +50,7 @@ def record(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], execut
             f"the model, and that its forward does not branch on values"
         )
         raise UsdcoreError(msg) from error
-    recorder.trace.outputs = tuple(recorder.value(t) for t in tree_leaves(output) if isinstance(t, Tensor))
+    recorder.trace.outputs = tuple(recorder.value(t) for t in tensors_in(output))
     return recorder.trace
 
 
@@ -114,24 +114,28 @@ class Recorder:
         """Run a composite op part by part; note it as a whole too, as torch works out the sizes of the parts."""
         if self._is_inside:
             return run()
-        refs = {id(t): Ref(self.value(t)) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        refs = {id(t): Ref(self.value(t)) for t in tensors_in((args, kwargs))}
         first, self._is_inside = len(self.trace.ops), True
         out = run()
         self._is_inside = False
         if len(self.trace.ops) > first:
-            made = tuple(self.value(t) for t in tree_leaves(out) if isinstance(t, Tensor))
+            made = tuple(self.value(t) for t in tensors_in(out))
             self.trace.wholes.append(self._op(first, func, args, kwargs, refs, made))
             self._note_rows(self.trace.wholes[-1])
         return out
 
     def op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run and record one op; an op that returns its own input (a dropout that is off) returns an alias of it."""
-        out = self.executor.run(func, args, kwargs)
+        given = tensors_in((args, kwargs))
+        if any(t.is_meta for t in given) or any(t.is_inference() for t in given):
+            out = self.executor.run(func, args, kwargs)
+        else:
+            with ordinary():
+                out = self.executor.run(func, args, kwargs)
         written = _written(func, args, kwargs) if func._schema.is_mutable else []
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if isinstance(out, Tensor) and not written and any(out is t for t in given):
             out = torch.ops.aten.alias.default(out)
-        made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        made = tensors_in(out)
         if made or written:
             self._record(func, args, kwargs, given, [*made, *(t for t in written if not any(t is m for m in made))])
         return out
@@ -217,7 +221,7 @@ class Recorder:
         return {starts[0] + i: expression(n) for i, n in enumerate(host)}
 
     def _enter(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        given = tensors_in((args, kwargs))
         inputs = tuple(self.value(t) for t in given)
         extra = len(given) != 1 or not args or args[0] is not given[0] or not self._defaults.hold(module, args, kwargs)
         trace = self.trace

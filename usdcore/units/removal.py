@@ -42,11 +42,10 @@ class Removal:
         found = self._kept.get(value)
         if found is None:
             found = {}
-            for layer in self.flow.labels.get(value, ()):
-                self._shrink(value, self._labels[compact(layer)], found)
-            if not self.flow.labels.get(value):
-                for layer in self.flow.known_slots(value):
-                    self._shrink(value, self._slots[compact(layer)], found)
+            layers = self.flow.labels.get(value)
+            gone = self._labels if layers else self._slots
+            for layer in layers or self.flow.known_slots(value):
+                self._shrink(value, gone[compact(layer)], found)
             self._kept[value] = found
         return found
 
@@ -88,15 +87,22 @@ class Removal:
         if not gone.any():
             return
         stays = ~gone
+        if gone.size > 1 and gone.size in gone.shape:  # labels along one axis
+            _narrow(into, gone.shape.index(gone.size), stays.ravel())
+            return
         rectangle = 1
         for axis, n in enumerate(gone.shape):
             if n > 1:
                 along: BoolArray = np.any(stays, axis=tuple(i for i in range(gone.ndim) if i != axis))
                 rectangle *= int(along.sum())
                 if not along.all():
-                    into[axis] = into[axis] & along if axis in into else along
+                    _narrow(into, axis, along)
         producer = self.trace.values[value].producer
         if rectangle != stays.sum() and producer >= 0:
             op = self.trace.ops[producer]
             for group in self.groups(op):
                 self.reasons[group].append(f"without some entries, {self.flow.where(op)} has no rectangular output")
+
+
+def _narrow(into: dict[int, BoolArray], axis: int, stays: BoolArray) -> None:
+    into[axis] = into[axis] & stays if axis in into else stays

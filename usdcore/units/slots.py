@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from usdcore.units.layers import axes, compact
+from usdcore.units.masks import sample_axis
 from usdcore.units.rules import shape
 from usdcore.units.types import MaskPoint, Side, Slots
 from usdcore.units.writers import Maker, WriterFinder, is_elementwise
@@ -95,7 +96,8 @@ class SlotFinder:
                 return f"its entries are tied to other channels that {writer.path} makes"
             parents = draft.row_parent[here]
             sides.append(Side(writer.path, writer.tensor, writer.tensors, writer.axis, table, parents, writer.edit))
-            masks.append(MaskPoint(writer.path, entry_of, writer.axis, "output", writer.edit))
+            rows = sample_axis(self.flow.shape(writer.output))
+            masks.append(MaskPoint(writer.path, entry_of, writer.axis, "output", writer.edit, rows))
         if left.any():
             return "its entries do not lie along the channels of the modules that make them"
         entries = self.tally.entries(group, draft.rows)

@@ -58,7 +58,8 @@ class MaskPoint:
     """Where a factor on a group's entries acts: axis `axis` of the first input, or of the output, of module `module`.
 
     The axis is the last one (-1) of what a linear module reads or makes, and 1 of what a convolution does. With `edit`
-    the module is one that is made for the purpose (see `usdcore.passages.module_at`).
+    the module is one that is made for the purpose (see `usdcore.passages.module_at`). Along `sample_axis` lie the
+    samples, each with as many rows as all others (windows of the image); None where that is not known.
     """
 
     module: str
@@ -66,6 +67,7 @@ class MaskPoint:
     axis: int = -1
     side: Literal["input", "output"] = "input"
     edit: Edit | None = None
+    sample_axis: int | None = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +148,8 @@ class Branch:
     """A residual branch `x + branch(x)`, added by module `owner` with the expression `sum`.
 
     `modules` are called by the branch alone, and `tensors` are other parameters and buffers that it alone reads: both
-    go with it. `macs` and `params` are those of the whole branch, per sample; `constant_macs` of them are spent once for
-    a batch of any size (a table of biases that a network computes). `reason` says why it can't be gated; None means
+    go with it. `macs` and `params` are those of the whole branch, per sample; `constant_macs` of them are spent once
+    for a batch of any size (a table of biases that a network computes). `reason` says why it can't be gated; None means
     that it can.
     """
 

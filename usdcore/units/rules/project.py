@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from usdcore.units.labelling import Share, Taint, Use
-from usdcore.units.layers import along, axes, compact, rows, unique_pairs
+from usdcore.units.layers import along, axes, compact, lies_along, rows, unique_pairs
 from usdcore.units.rules.pointwise import align
 from usdcore.units.rules.shape import carry_probabilities
 
@@ -47,7 +47,7 @@ def convolution(flow: Labelling, op: Op) -> None:
     labels = flow.labels.get(x, ())
     channels, outputs = flow.shape(x)[1], flow.shape(weight)[0]
     grouped = channels // flow.shape(weight)[1]
-    if grouped > 1 and grouped == channels == outputs:
+    if grouped == channels == outputs:  # a single channel was one of several, most likely
         _depthwise(flow, op)
         return
     if any(axes(layer) - {1} for layer in labels) or (grouped > 1 and labels):
@@ -63,7 +63,7 @@ def read(flow: Labelling, op: Op, x: int, axis: int, slots: IntArray | None) -> 
     """Note which entries of the weight read which labels of `x` along `axis`; these, a row for each other position."""
     read_labels: IntArray | None = None
     for layer in flow.labels.get(x, ()):
-        if axis not in axes(layer):
+        if axis not in axes(layer) and not lies_along(layer, axis):
             continue
         table, _ = rows(layer, axis)
         read_labels = table if read_labels is None else np.where(read_labels < 0, table, read_labels)
@@ -132,7 +132,7 @@ def _depthwise(flow: Labelling, op: Op) -> None:
     shape = flow.shape(op.outputs[0])
     kept = []
     for layer in flow.labels.get(x, ()):
-        if axes(layer) == {1}:
+        if lies_along(layer, 1):
             kept.append(layer.narrow(2, 0, 1).expand(shape) if layer.ndim == 3 else layer[:, :, :1, :1].expand(shape))
         else:
             flow.taint((layer,), "unknown", f"{flow.where(op)} mixes its entries in positions")

@@ -34,7 +34,8 @@ def move(flow: Labelling, op: Op) -> None:
     for value, layers in zip(op.outputs, _moved(op, {v: flow.labels.get(v, ()) for v in op.inputs}, flow), strict=True):
         flow.labels[value] = layers
     if not any(flow.trace.values[v].is_data for v in op.inputs):
-        for value, layers in zip(op.outputs, _moved(op, {v: flow.slots(v) for v in op.inputs}, flow), strict=True):
+        slots = _matched({v: flow.slots(v) for v in op.inputs}, flow)
+        for value, layers in zip(op.outputs, _moved(op, slots, flow), strict=True):
             flow.set_slots(value, layers)
     carry_probabilities(flow, op)
 
@@ -86,6 +87,15 @@ def carry_probabilities(flow: Labelling, op: Op) -> None:
     if op.inputs and op.inputs[0] in flow.probabilities:
         for value in op.outputs:
             flow.probabilities[value] = flow.probabilities[op.inputs[0]]
+
+
+def _matched(slots: dict[int, Layers], flow: Labelling) -> dict[int, Layers]:
+    """The layers of several parameters in one order: those along the same axes stand at the same place."""
+    if len(slots) < 2:
+        return slots
+    own = {v: {axes(layer): layer for layer in layers} for v, layers in slots.items()}
+    along = list(dict.fromkeys(key for layers in own.values() for key in layers))
+    return {v: tuple(layers.get(key, none(flow.shape(v))) for key in along) for v, layers in own.items()}
 
 
 def _moved(op: Op, layers: dict[int, Layers], flow: Labelling) -> list[Layers]:

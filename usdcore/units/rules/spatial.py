@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from usdcore.units.layers import axes
+from usdcore.units.layers import Layers, axes
 
 if TYPE_CHECKING:
     from usdcore.units.labelling import Labelling
@@ -40,13 +40,24 @@ def pad(flow: Labelling, op: Op) -> None:
 
 
 def _along(flow: Labelling, op: Op, moved: set[int], verb: str) -> None:
-    kept = []
-    for layer in flow.labels.get(op.inputs[0], ()):
+    value = op.inputs[0]
+    for layer in flow.labels.get(value, ()):
         if axes(layer) & moved:
             flow.taint((layer,), "unknown", f"{flow.where(op)} {verb} its entries")
-            continue
-        for axis in moved:
-            layer = layer.narrow(axis, 0, 1)
-        kept.append(layer)
+    kept = _still(flow.labels.get(value, ()), moved)
+    slots = () if flow.trace.values[value].is_data else _still(flow.slots(value), moved)
     for output in op.outputs:
-        flow.labels[output] = tuple(layer.expand(flow.shape(output)) for layer in kept)
+        shape = flow.shape(output)
+        flow.labels[output] = tuple(layer.expand(shape) for layer in kept)
+        flow.set_slots(output, tuple(layer.expand(shape) for layer in slots))
+
+
+def _still(layers: Layers, moved: set[int]) -> Layers:
+    """The layers that do not depend on some axes, with size 1 there."""
+    kept = []
+    for layer in layers:
+        if not axes(layer) & moved:
+            for axis in moved:
+                layer = layer.narrow(axis, 0, 1)
+            kept.append(layer)
+    return tuple(kept)
