@@ -306,7 +306,8 @@ def page(found: dict[str, Any]) -> str:
         "",
         f"Conditions: `{conditions['recipe']}` (a checkpoint at every step), {conditions['device']}, "
         f"{conditions['threads']} thread, torch {conditions['torch']}, Python {conditions['python']}, "
-        f"{conditions['system']}, moments drawn with seed {conditions['seed']}, {conditions['date'][:10]}.",
+        f"{conditions['system']}, moments drawn with seed {conditions['seed']}, {conditions['date'][:10]}"
+        + (f", in {conditions['sessions']} sessions of the harness." if "sessions" in conditions else "."),
         "`python benchmarks/resume.py run` measures it again and writes this page.",
     ]
     return "\n".join(lines) + "\n"

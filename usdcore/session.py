@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from usdcore.check import outputs, require_neutral
 from usdcore.costs import Cost, Tree, cost, fewest
-from usdcore.errors import BudgetMissed, UsdcoreError
+from usdcore.decisions import require_met, require_no_reader, scores_of
+from usdcore.errors import UsdcoreError
 from usdcore.gates import Gating
 from usdcore.measure import Calibration, Execution, calibrate, execute
 from usdcore.nesting import continued
@@ -37,7 +38,6 @@ from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext, St
 from usdcore.surgery import attach_plan, kept_positions, shrink_found
 from usdcore.teachers import Teacher, primary
 from usdcore.units import find_units
-from usdcore.units.types import is_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
     from usdcore.gates import Gate
     from usdcore.plans import Keep
-    from usdcore.strategy import Decision
     from usdcore.surgery import Positions
 
     Batches = Callable[[], Iterable[Tensor]]
@@ -146,7 +145,7 @@ class Session:
         except UsdcoreError:
             self._leave()
             raise
-        _require_no_reader(gating, site.fewest)
+        require_no_reader(gating, site.fewest)
         self.strategies = list(strategies)
         self.parameter_groups, self._fewest = site.parameter_groups, site.fewest
         if len(gating.gates):
@@ -224,7 +223,7 @@ class Session:
         execution = self.execution(batches)
         drops = tuple(dict.fromkeys([*(d for decision in decisions for d in decision.drops), *_never(execution)]))
         sizes = {name: allowed for decision in decisions for name, allowed in decision.sizes.items()}
-        projection = self._project(_scores(decisions), execution.rates, drops, sizes)
+        projection = self._project(scores_of(decisions), execution.rates, drops, sizes)
         if projection is None:
             static: list[Keep | Drop] = [Drop(branch=name) for name in drops]
             is_dynamic = bool(execution.rates) and self.budget.metric == "macs"
@@ -236,7 +235,7 @@ class Session:
             is_ranking = all(decision.ranking for decision in decisions if decision.scores)
             searched = None if is_ranking else (projection.before + self._gate_cost()) / self.dense_total
         if searched is not None and not execution.rates:
-            _require_met(decisions, searched, self.budget.target)
+            require_met(decisions, searched, self.budget.target)
         self._apply(static, execution, settle=False)
         notes = tuple(decision.note for decision in decisions if decision.note)
         return PhaseEnd(execution, projection, searched, notes)
@@ -365,39 +364,6 @@ class Session:
                 f"be pruned"
             )
             raise UsdcoreError(msg)
-
-
-def _require_no_reader(gating: Gating, deciding: Iterable[str]) -> None:
-    """Errors: a residual stream is to lose channels that gates on the model read."""
-    widths = [name for name in deciding if is_width(name)]
-    taps = [gate.tap for gate in gating.all() if gate.tap is not None]
-    if widths and taps:
-        msg = (
-            f"{widths[0]} can't be cut while gates read the stream (at {taps[0]}), as they are made for its channels; "
-            f"cut it in a phase before the one that first names the gates"
-        )
-        raise UsdcoreError(msg)
-
-
-def _scores(decisions: Sequence[Decision]) -> dict[str, Any]:
-    """Scores of all strategies; an entry that two strategies score counts as its lower score."""
-    scores: dict[str, Any] = {}
-    for decision in decisions:
-        for site, tensor in decision.scores.items():
-            new = tensor.detach().cpu().double()
-            scores[site] = new if site not in scores else torch.minimum(scores[site], new)
-    return {site: tensor.numpy() for site, tensor in scores.items()}
-
-
-def _require_met(decisions: Sequence[Decision], searched: float, target: float) -> None:
-    """Errors: a search that promises to meet the budget by itself has not."""
-    for decision in decisions:
-        if decision.within is not None and abs(searched - target) > decision.within:
-            msg = (
-                f"the search came to {searched:.4f} of the dense model by itself and {target:g} was asked for, which "
-                f"is further off than {decision.within:g}. {decision.account}"
-            )
-            raise BudgetMissed(msg)
 
 
 def _never(execution: Execution) -> list[str]:
