@@ -2,13 +2,16 @@
 
 How it works, in the order of the files:
 
-1. `metacopy`, `sizes`, `modes`, `record`, `trace`: one forward of a weightless copy is recorded, op by op.
+1. `metacopy`, `plaincopy`, `sizes`, `modes`, `host`, `places`, `record`, `trace`: one forward of a weightless copy is
+   recorded, op by op, each with its place in the host's code.
 2. `macs`, `graph`: what each op costs, what depends on what, and where the residual adds are.
 3. `labelling`, `layers`, `labels`, `rules`: every output channel of every projection gets a number, and the numbers
    travel with the activations, so that each parameter entry learns which channels it makes or reads.
 4. `attention`, `ffn`: channels that meet in an attention core are heads; channels between two projections are hidden.
-5. `tally`, `follow`, `build`: the parameter entries, costs and attributes of each group, and why it can't be pruned.
-6. `branches`: the chain of child modules of each residual branch, and the blocks.
+5. `tally`, `separate`, `removal`, `follow`, `masks`, `build`: the parameter entries, costs, attributes and places of
+   factors of each group, and why it can't be pruned; `slots`, `writers` for the dims inside heads.
+6. `branches`, `owned`: the expression that adds each residual branch, what belongs to it alone, and the blocks.
+7. `streams`, `width`, `width_costs`, `terms`: the channels of the residual streams, on first use.
 
 `find_units` is imported on first use: the plain types in `types` need no torch.
 """

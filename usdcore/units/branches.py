@@ -219,16 +219,23 @@ def branch_name(flow: Labelling, draft: BranchDraft) -> str:
 
     Neither depends on what else the model has, so that the names in a plan stay when other branches go.
     """
-    trace, ops = flow.trace, sorted(draft.residual.ops)
-    work: dict[str, int] = {}
-    for call in _called_by(trace, draft.owner):
-        inside = ops[bisect_left(ops, call.first_op) : bisect_left(ops, call.end_op)]
-        if inside:
-            work[call.path] = work.get(call.path, 0) + sum(flow.macs[op] for op in inside)
-    if any(work.values()):
-        return max(work, key=work.__getitem__)
+    found = busiest(flow, draft.owner, draft.residual.ops)
+    if found is not None:
+        return found
     prefix = f"{draft.owner.path}." if draft.owner.path else ""
     return f"{prefix}{draft.sum.function if draft.sum else 'sum'}#{_line(flow, draft)}"
+
+
+def busiest(flow: Labelling, owner: Call, ops: Iterable[int]) -> str | None:
+    """The module called by `owner` that does most of some ops; None if all are free, or done by the owner itself."""
+    ordered = sorted(ops)
+    work: dict[str, int] = {}
+    for call in flow.trace.calls[1:]:
+        if call.parent == owner.index:
+            inside = ordered[bisect_left(ordered, call.first_op) : bisect_left(ordered, call.end_op)]
+            if inside:
+                work[call.path] = work.get(call.path, 0) + sum(flow.macs[op] for op in inside)
+    return max(work, key=work.__getitem__) if any(work.values()) else None
 
 
 def _line(flow: Labelling, draft: BranchDraft) -> int:

@@ -10,9 +10,9 @@ from usdcore.units.attention import attention_drafts
 from usdcore.units.branches import (
     BranchDraft,
     branch_drafts,
-    branch_name,
     build_blocks,
     build_branches,
+    busiest,
     constant_ops,
     innermost,
 )
@@ -119,7 +119,9 @@ class _Finder:
             self.main.ops[index] = ops
             path, branch = place(flow, ops) or "model", innermost(branches, ops)
             if branch is not None and path == (branch.owner.path or "model"):
-                path = branch_name(flow, branch)  # written in the block's own code: not to be taken for the block
+                path = (
+                    busiest(flow, branch.owner, ops) or path
+                )  # in the block's own code: not to be taken for the block
             self.names.append(self._name(path))
             self.branch_of.append(branch)
             if branch is not None:
