@@ -29,7 +29,7 @@ from usdcore.units import find_units
 from usdcore.units.types import Group
 
 TABLES = ("index", "columns", "kept", "index_select", "embedding", "tuple", "product", "near", "mlp")
-HEADS, HIDDEN = "layers.0:heads", "layers.0:hidden"
+HEADS, HIDDEN = "layers.0:heads", "layers.0.up:hidden"
 
 
 def tokens() -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_of_groups_that_share_a_weight_the_costlier_is_prunable() -> None:
 def test_channels_of_convolutions(gate: type[nn.Module], kernel: int) -> None:
     model = ready(ConvNet(ConvFeed(lambda n: gate(n) if gate is Squeeze else gate(), kernel), ConvFeed()))
     units = find_units(model, torch.zeros(1, 3, 6, 6))
-    names = [f"blocks.{i}:hidden" for i in range(2)]
+    names = [f"blocks.{i}.up:hidden" for i in range(2)]
     assert {mask.axis for name in names for mask in units.groups[name].masks} == {1}
     small = check_exact(model, images(), names)
     block = small.get_submodule("blocks.0")

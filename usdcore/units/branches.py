@@ -215,27 +215,24 @@ def _branch(flow: Labelling, draft: BranchDraft, taken: set[str], owned: Owned, 
 
 
 def branch_name(flow: Labelling, draft: BranchDraft) -> str:
-    """The module called by the owner that does most of the branch; where it calls none, the line of the sum.
+    """The module that the owner calls first for work that counts; where it calls none, the line of the sum.
 
-    Neither depends on what else the model has, so that the names in a plan stay when other branches go.
+    Neither depends on what else the model has, nor on sizes, so that the names in a plan stay whatever else goes.
     """
-    found = busiest(flow, draft.owner, draft.residual.ops)
+    found = first_called(flow, draft.owner, draft.residual.ops)
     if found is not None:
         return found
     prefix = f"{draft.owner.path}." if draft.owner.path else ""
     return f"{prefix}{draft.sum.function if draft.sum else 'sum'}#{_line(flow, draft)}"
 
 
-def busiest(flow: Labelling, owner: Call, ops: Iterable[int]) -> str | None:
-    """The module called by `owner` that does most of some ops; None if all are free, or done by the owner itself."""
-    ordered = sorted(ops)
-    work: dict[str, int] = {}
+def first_called(flow: Labelling, owner: Call, ops: Iterable[int]) -> str | None:
+    """The module that `owner` calls first to run some of these ops that cost anything; None if there is none."""
+    paid = sorted(op for op in ops if flow.macs[op])
     for call in flow.trace.calls[1:]:
-        if call.parent == owner.index:
-            inside = ordered[bisect_left(ordered, call.first_op) : bisect_left(ordered, call.end_op)]
-            if inside:
-                work[call.path] = work.get(call.path, 0) + sum(flow.macs[op] for op in inside)
-    return max(work, key=work.__getitem__) if any(work.values()) else None
+        if call.parent == owner.index and bisect_left(paid, call.first_op) < bisect_left(paid, call.end_op):
+            return call.path
+    return None
 
 
 def _line(flow: Labelling, draft: BranchDraft) -> int:

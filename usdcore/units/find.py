@@ -12,8 +12,8 @@ from usdcore.units.branches import (
     branch_drafts,
     build_blocks,
     build_branches,
-    busiest,
     constant_ops,
+    first_called,
     innermost,
 )
 from usdcore.units.build import build_group, explain, params_of, place
@@ -118,10 +118,9 @@ class _Finder:
             ops = self.main.ops[index] | ({draft.core_op} if draft.core_op is not None else set())
             self.main.ops[index] = ops
             path, branch = place(flow, ops) or "model", innermost(branches, ops)
-            if branch is not None and path == (branch.owner.path or "model"):
-                path = (
-                    busiest(flow, branch.owner, ops) or path
-                )  # in the block's own code: not to be taken for the block
+            if branch is not None and draft.core_op is None and path == (branch.owner.path or "model"):
+                # In a block's own code there may be several, none of which is the block's.
+                path = first_called(flow, branch.owner, ops) or path
             self.names.append(self._name(path))
             self.branch_of.append(branch)
             if branch is not None:
