@@ -144,4 +144,5 @@ def _skips(units: Units, granularity: str) -> list[str]:
         return [name for name, branch in units.branches.items() if branch.reason is None]
     if granularity == "none":
         return []
-    return [block.name for block in units.blocks if all(branch.reason is None for branch in block.branches)]
+    whole = [block for block in units.blocks if block.reason is None]
+    return [block.name for block in whole if all(branch.reason is None for branch in block.branches)]

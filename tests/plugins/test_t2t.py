@@ -64,9 +64,10 @@ def test_published_sizes(name: str, depth: int, params: int, trained: int, macs:
     assert (units.params, units.macs) == (params, macs)
     names = {f"blocks.{i}.{part}" for i in range(depth) for part in ("attn", "mlp")}
     gateable = {branch.name for block in units.blocks for branch in block.branches if branch.reason is None}
-    assert gateable == names
+    assert gateable == names | {"tokens.layer1.mlp", "tokens.layer2.mlp"}
     assert {unit.name for unit in units.attention} == {name for name in names if name.endswith("attn")}
-    prunable = {group.name for group in units.groups.values() if group.reason is None and group.kind != "v_dims"}
+    dims = {"qk_dims", "v_dims"}
+    prunable = {group.name for group in units.groups.values() if group.reason is None and group.kind not in dims}
     stem = {"tokens.layer1.mlp:hidden", "tokens.layer2.mlp:hidden"}
     assert prunable == stem | {f"{n}:heads" if n.endswith("attn") else f"{n}:hidden" for n in names}
 

@@ -102,7 +102,10 @@ def build_blocks(flow: Labelling, built: list[tuple[BranchDraft, Branch]]) -> tu
         owner, residual = own[0][0].owner, own[0][0].residual
         reason = next((draft.reason for draft, _ in own if draft.reason), None) or _around(flow, [d for d, _ in own])
         axis = _channel_axis(flow, residual)
-        width = flow.shape(residual.delta)[axis]
+        shape = flow.shape(owner.inputs[0]) if owner.inputs else flow.shape(residual.delta)
+        if len(shape) != len(flow.shape(residual.delta)):
+            axis = 1 if len(shape) == 4 else -1
+        width = shape[axis]
         blocks.append(BlockUnit(owner.path, width, tuple(branch for _, branch in own), axis, reason))
     return tuple(blocks)
 
