@@ -205,7 +205,7 @@ def test_loaded_in_a_new_process(family: str, tmp_path: Path) -> None:
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     torch.save({"x": x, "y": small(x).detach()}, tmp_path / "xy.pt")
     code = (
-        "import sys, torch, usdcore; xy = torch.load(sys.argv[2]); torch.set_num_threads(1); "
+        "import sys, torch, usdcore; xy = torch.load(sys.argv[2], weights_only=True); torch.set_num_threads(1); "
         "torch.set_grad_enabled(False); y = usdcore.load(sys.argv[1])(xy['x']); print(float((y - xy['y']).abs().max()))"
     )
     arguments = [str(tmp_path / "m.safetensors"), str(tmp_path / "xy.pt")]

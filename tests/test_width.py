@@ -172,7 +172,7 @@ def test_round_trip_in_a_new_process(images: torch.Tensor, tmp_path: Path) -> No
     save(small, plan, tmp_path / "m.safetensors")
     torch.save({"images": images, "logits": logits(small, images)}, tmp_path / "seen.pt")
     code = (
-        "import torch, usdcore; torch.set_grad_enabled(False); seen = torch.load('seen.pt'); "
+        "import torch, usdcore; torch.set_grad_enabled(False); seen = torch.load('seen.pt', weights_only=True); "
         "model = usdcore.load('m.safetensors'); "
         "assert torch.equal(model(seen['images']), seen['logits']); model.reset_classifier(3); "
         "assert model(seen['images']).shape == (5, 3)"
