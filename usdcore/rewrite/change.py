@@ -98,14 +98,16 @@ class _Changer(ast.NodeTransformer):
         function: ast.expr = ast.Lambda(given, branch)
         if found.moved:
             name = f"_usdcore_branch_{found.number}"
-            result: list[ast.stmt] = [ast.copy_location(ast.Return(branch), branch)]
-            self.functions[found] = ast.FunctionDef(name, given, result, [])
+            made = ast.parse(f"def {name}({found.stream}): pass").body[0]  # with the fields of this Python's version
+            assert isinstance(made, ast.FunctionDef)
+            made.body = [ast.copy_location(ast.Return(branch), branch)]
+            self.functions[found] = made
             function = ast.Name(name, ast.Load())
         passed = [ast.Name(self.own, ast.Load()), ast.Constant(found.number), skip, ast.Name(found.stream, ast.Load())]
         options = [ast.Name(option, ast.Load()) for option in found.options]
         call = ast.Call(ast.Name(HELPER, ast.Load()), [*passed, function, *options], [])
-        for made in (call, call.func, passed[0], passed[1], passed[3], function, *options):
-            ast.copy_location(made, node)
+        for part in (call, call.func, passed[0], passed[1], passed[3], function, *options):
+            ast.copy_location(part, node)
         return call
 
 

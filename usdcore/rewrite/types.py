@@ -23,7 +23,6 @@ class Edit:
     * `drop`: of a sum, only the operand `skip` (0 left, 1 right) stays: the residual branch is never computed.
     * `gate`: a sum becomes `helper(self, number, skip, stream, function of the stream, *options)`; `stream` is the
       local variable that the branch reads, `options` are other arguments of the method that it reads.
-
     * `pass`: the result of a call goes through the module's child `child_of(edit)`.
 
     The statements `moved` before a sum belong to its branch: they go with it, or into the function.
