@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_ragged import fast, found, keep, one_block, ragged_plan, seeds
 from test_surgery import ONE
@@ -153,6 +153,7 @@ def _has_small_change(units: Units, plan: Plan) -> bool:
 
 @settings(fast, max_examples=4)
 @given(seed=seeds)
+@example(seed=32)  # one channel is left for all heads
 def test_many_steps_equal_one(images: Tensor, seed: int) -> None:
     """Heads and dims, again and again, in the indices of the model of the day."""
     rng = np.random.default_rng(seed)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from matrix.checks import ALL, QUICK, SLOW
 from matrix.entries import Entry
@@ -38,6 +40,16 @@ def test_it_compiles(name: str, check: str, tmp_path: Path) -> None:
     assert not attempt(Subject(find(name), is_small=True), "C", tmp_path, (check,)).problems
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the new process, because a convolution's sums depend on it."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_new_process_loads_them(tmp_path: Path) -> None:
     count = 0
     for entry in SMALL:

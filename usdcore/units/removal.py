@@ -84,10 +84,10 @@ class Removal:
         return self.trace.values[leaf[1]].shape[leaf[2]] if leaf[0] == "dim" else self.trace.attributes[leaf]
 
     def _shrink(self, value: int, gone: BoolArray, into: dict[int, BoolArray]) -> None:
-        if not gone.any():
+        if not gone.any() or gone.size == 1:  # the last channel never goes: a plan that says so is refused
             return
         stays = ~gone
-        if gone.size > 1 and gone.size in gone.shape:  # labels along one axis
+        if gone.size in gone.shape:  # labels along one axis
             _narrow(into, gone.shape.index(gone.size), stays.ravel())
             return
         rectangle = 1
