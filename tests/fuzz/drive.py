@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from usdcore.recipe import LoadedRecipe
 
-SECONDS = 1.0
+SECONDS = 5.0
 """Of processor time, for reading one recipe."""
 LONGEST = 60_000
 """Characters of a message."""
