@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from usdcore.errors import UsdcoreError
+from usdcore.plans import is_token_site
 from usdcore.teachers import primary
+from usdcore.tokens.blocks import varied_blocks
+from usdcore.tokens.check import require_a_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,9 +22,18 @@ if TYPE_CHECKING:
     from torch import nn
 
     from usdcore.gates import Gating
+    from usdcore.units.types import Units
 
 #: Largest difference of the logits, as a share of their largest value.
 TOLERANCE = 1e-5
+
+
+class PassedBy(UsdcoreError):
+    """The model does not come by a gate."""
+
+
+class NotNeutral(UsdcoreError):
+    """Neutral gates change the model's logits."""
 
 
 @torch.no_grad()
@@ -39,19 +51,28 @@ def outputs(model: nn.Module, input_shape: tuple[int, ...], gating: Gating | Non
             torch.manual_seed(0)  # dropout and drop-path draw the same in both models
             output = model.train(mode == "training")(images)
             found[mode] = primary(output).double()
-            missed = set(gating.state.draws) - gating.state.asked if gating is not None else ()
+            missed = _sites(gating) - gating.state.asked if gating is not None else ()
             if missed:
                 msg = f"in {mode} mode this model goes another way than past the gates of {', '.join(sorted(missed))}"
-                raise UsdcoreError(f"{msg}, so they would do nothing there")
+                raise PassedBy(f"{msg}, so they would do nothing there")
     return found
 
 
-def require_neutral(model: nn.Module, gating: Gating, input_shape: tuple[int, ...], host: dict[str, Tensor]) -> None:
+def _sites(gating: Gating) -> set[str]:
+    """Where the model must come by: what was drawn, and every token site (neutral gates draw nothing there)."""
+    tokens = {site for gate in gating.all() for site in gate.sites if is_token_site(site)}
+    return tokens | gating.state.draws.keys()
+
+
+def require_neutral(
+    model: nn.Module, gating: Gating, units: Units, input_shape: tuple[int, ...], host: dict[str, Tensor]
+) -> None:
     """Errors: the model under neutral gates gives other logits than `host`, what `outputs` gave before gates were
-    attached, or does not come by one of the gates.
+    attached, or does not come by one of the gates; gates may leave out tokens where that is not the same as masking.
     """
     with _neutral(gating):
         found = outputs(model, input_shape, gating)
+        require_a_set(model, varied_blocks(units, gating), input_shape)
     for mode, logits in found.items():
         difference = float((logits - host[mode]).abs().max() / host[mode].abs().max().clamp(min=1e-12))
         if not difference <= TOLERANCE:
@@ -59,7 +80,7 @@ def require_neutral(model: nn.Module, gating: Gating, input_shape: tuple[int, ..
                 f"in {mode} mode this model's logits change by {difference:.1e} of their maximum with every gate "
                 f"neutral, so it can't be gated"
             )
-            raise UsdcoreError(msg)
+            raise NotNeutral(msg)
 
 
 @contextmanager

@@ -14,8 +14,11 @@ decisions, never the cost of the mean.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
@@ -25,9 +28,10 @@ from usdcore.narrow import narrowed
 from usdcore.units.types import is_width
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from usdcore.plans import Plan
+    from usdcore.tokens.prices import Price, Prices
     from usdcore.units.types import Group, IntArray, Unit, Units
 
 Metric = Literal["macs", "params"]
@@ -103,6 +107,11 @@ class _Level:
             share = share + inner.expected(keeps, keep, total)
         return share
 
+    def scaled(self, by: float) -> _Level:
+        """The same with all prices multiplied."""
+        nested = tuple(replace(inner, each=_times(inner.each, by)) for inner in self.nested)
+        return replace(self, each=_times(self.each, by), pair=_times(self.pair, by), nested=nested)
+
 
 @dataclass(frozen=True)
 class _Part:
@@ -124,6 +133,33 @@ class _Part:
     def decided(self, keeps: Mapping[str, int]) -> int:
         """The cost when so much is kept of each group."""
         return self.fixed + sum(level.decided(keeps) for level in self.levels)
+
+    def expected(self, keeps: Mapping[str, Tensor], total: int) -> Tensor | float:
+        """The cost of the kept entries as a share of `total`: a number, [] or [B]."""
+        share: Tensor | float = self.fixed / total
+        for level in self.levels:
+            share = share + level.expected(keeps, total)
+        return share
+
+    def priced(self, price: Callable[[tuple[str, str]], int]) -> _Part:
+        """The same with other prices, of ("branch", name), ("own", group) and ("pairs", group)."""
+        levels = [
+            _Level(
+                level.group,
+                price(("own", level.group.name)),
+                price(("pairs", level.group.name)),
+                tuple(_Inner(inner.group, price(("own", inner.group.name)), inner.maps) for inner in level.nested),
+            )
+            for level in self.levels
+        ]
+        assert self.branch is not None
+        return _part(self.branch, price(("branch", self.branch)), levels)
+
+    def scaled(self, by: float) -> _Part:
+        """The same with all prices multiplied."""
+        if by == 1:
+            return self
+        return replace(self, fixed=_times(self.fixed, by), levels=tuple(level.scaled(by) for level in self.levels))
 
 
 def cost(units: Units, plan: Plan | None = None) -> Cost:
@@ -161,10 +197,13 @@ def fewest(units: Units, sites: Collection[str]) -> dict[str, int]:
 class Tree:
     """The cost tree of a model in one metric; values are per image (macs) or once (params)."""
 
-    def __init__(self, units: Units, metric: Metric = "macs") -> None:
+    def __init__(self, units: Units, metric: Metric = "macs", prices: Prices = MappingProxyType({})) -> None:
         self.metric = metric
         self.units, self.groups = units, units.groups
+        #: What branches cost for any number of tokens, where that varies.
+        self.prices = prices if metric == "macs" else {}
         self._narrower: dict[tuple[tuple[str, int], ...], Tree] = {}
+        self._degrees: dict[str, list[_Part]] = {}
         self.total = units.macs if metric == "macs" else units.params
         self.parts = _parts(units, metric)
         self.fixed = self.total - sum(part.whole for part in self.parts)
@@ -188,8 +227,28 @@ class Tree:
         if not counts:
             return self
         if counts not in self._narrower:
-            self._narrower[counts] = Tree(narrowed(self.units, dict(counts)), self.metric)
+            tree = Tree(narrowed(self.units, dict(counts)), self.metric)
+            tree.parts = [part.scaled(max(own.whole, 1) / max(whole, 1)) for part, own, whole in self._scales(tree)]
+            self._narrower[counts] = tree
         return self._narrower[counts]
+
+    def _scales(self, tree: Tree) -> Iterator[tuple[_Part, _Part, int]]:
+        """Each part of a tree of the same model, with this one's, and what that costs with all tokens."""
+        for part, own in zip(tree.parts, self.parts, strict=True):
+            branch = self.units.branches.get(part.branch or "")
+            yield part, own, max(own.whole, 1) if branch is None or self.metric != "macs" else branch.macs
+
+    def with_tokens(self, moments: Mapping[str, tuple[float, float]]) -> Tree:
+        """The tree of the model whose branches are given tokens of which the mean of their number and of its square
+        over images are these.
+        """
+        tree = copy(self)
+        tree._narrower = {}
+        tree.parts = [
+            part if own is None else part.priced(partial(_mean_price, self.prices, own))
+            for part, own in ((part, moments.get(part.branch or "")) for part in self.parts)
+        ]
+        return tree
 
     def executed(self, rates: Mapping[str, float], kept: Mapping[str, int] | None = None) -> float:
         """Expected cost when branch b runs for the share `rates[b]` of the images and groups are cut to `kept`."""
@@ -201,22 +260,37 @@ class Tree:
             total += rate * part.decided(kept)
         return total
 
-    def expected(self, keeps: Mapping[str, Tensor], device: torch.device | None = None) -> Tensor:
+    def expected(
+        self,
+        keeps: Mapping[str, Tensor],
+        device: torch.device | None = None,
+        counts: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Tensor:
         """Differentiable cost as a share of the dense model, shape [].
 
         `keeps`: [] or [B] per branch, [n] or [B, n] per group, values in [0, 1]; what is not named is kept whole. An
-        entry of a nested group counts with its own keep times that of the entry that it lies in.
+        entry of a nested group counts with its own keep times that of the entry that it lies in. `counts` are the
+        numbers of tokens, [] or [B], that branches are given where it is not all.
         """
         device = device or next((keep.device for keep in keeps.values()), torch.device("cpu"))
         shares = [torch.full((), self.fixed / self.total, device=device)]
         for part in self.parts:
-            share: Tensor | float = part.fixed / self.total
-            for level in part.levels:
-                share = share + level.expected(keeps, self.total)
+            count = counts.get(part.branch or "") if self.prices else None
+            share = (
+                part.expected(keeps, self.total) if count is None else self._by_tokens(part, keeps, count.to(device))
+            )
             run = None if part.branch is None else keeps.get(part.branch)
             share = share if run is None else run.float() * share
             shares.append(share.mean() if isinstance(share, Tensor) else shares[0].new_tensor(share))
         return torch.stack(shares).sum()
+
+    def _by_tokens(self, part: _Part, keeps: Mapping[str, Tensor], count: Tensor) -> Tensor | float:
+        """The share of a branch that is given `count` tokens, [] or [B]."""
+        assert part.branch is not None
+        if part.branch not in self._degrees:
+            self._degrees[part.branch] = [part.priced(partial(_coefficient, self.prices, i)) for i in range(3)]
+        terms = [degree.expected(keeps, self.total) for degree in self._degrees[part.branch]]
+        return terms[0] + count * (terms[1] + count * terms[2])
 
     def entry_cost(self, group: Group) -> int:
         """What one entry of a group costs in this metric, without what can be pruned of it."""
@@ -224,16 +298,28 @@ class Tree:
         return group.own_macs if self.metric == "macs" else group.own_params
 
 
-def batch_macs(units: Units, decisions: Mapping[str, Tensor], gate_macs: int, batch_size: int) -> int:
+def batch_macs(
+    units: Units,
+    decisions: Mapping[str, Tensor],
+    gate_macs: int,
+    batch_size: int,
+    counts: Mapping[str, Tensor] = MappingProxyType({}),
+    prices: Prices = MappingProxyType({}),
+) -> int:
     """Exact MACs of one skipping forward of a batch: what torch's FLOP counter shows over it, halved.
 
     `decisions`: 0 or 1 per branch, [] for the whole batch or [B]. Masked group entries are computed, so they count.
+    `counts`: how many tokens branches were given, [] or [B], where it was not all; `prices` are what they cost then.
     """
     tree = Tree(units)
     constant = units.constant_macs - sum(part.constant for part in tree.parts)
     total = (tree.fixed - constant + gate_macs) * batch_size + constant
     for part in tree.parts:
         keep = None if part.branch is None else decisions.get(part.branch)
+        count = None if part.branch is None else counts.get(part.branch)
+        if count is not None:
+            total += _token_macs(prices["branch", str(part.branch)], count, keep, batch_size)
+            continue
         if keep is None:
             rows = batch_size
         elif keep.ndim == 0:
@@ -242,6 +328,27 @@ def batch_macs(units: Units, decisions: Mapping[str, Tensor], gate_macs: int, ba
             rows = int(np.count_nonzero(keep.detach().cpu().numpy()))
         total += rows * (part.whole - part.constant) + (part.constant if rows else 0)
     return total
+
+
+def _token_macs(price: Price, count: Tensor, keep: Tensor | None, batch_size: int) -> int:
+    """MACs of a branch for a batch whose images give it `count` tokens, where `keep` has it on."""
+    numbers = count.detach().cpu().round().long().expand(batch_size)
+    on = torch.ones(batch_size, dtype=torch.bool) if keep is None else (keep.detach().cpu() != 0).expand(batch_size)
+    return sum(price[0] + n * (price[1] + n * price[2]) for n in numbers[on].tolist() if n)
+
+
+def _times(price: int, by: float) -> int:
+    """A mean over images, as a price: no whole number then."""
+    return cast("int", price * by)
+
+
+def _coefficient(prices: Prices, degree: int, key: tuple[str, str]) -> int:
+    return prices[key][degree]
+
+
+def _mean_price(prices: Prices, moments: tuple[float, float], key: tuple[str, str]) -> int:
+    price = prices[key]
+    return price[0] + _times(price[1], moments[0]) + _times(price[2], moments[1])
 
 
 def _parts(units: Units, metric: Metric) -> list[_Part]:

@@ -1,7 +1,8 @@
 """Gates: what a strategy puts at a site of the model, and the state of one forward that all gates share.
 
 A site is named by what it acts on: `blocks.0.attn` is a branch, `blocks.0.attn:heads` a group, `blocks.0` a whole
-block, all of its branches at once.
+block, all of its branches at once, and `blocks.0:tokens` or `blocks.0.mlp:tokens` are the tokens that enter a block or
+a branch (see `usdcore.tokens`).
 
 Shape legend: B batch, N tokens, C width of the stream, n entries of a group.
 """
@@ -9,15 +10,21 @@ Shape legend: B batch, N tokens, C width of the stream, n entries of a group.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
+from usdcore.plans import TOKENS, is_token_site
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-Scope = Literal["static", "batch", "sample"]
+    from usdcore.tokens.cores import Cores
+    from usdcore.tokens.prices import Prices
+
+Scope = Literal["static", "batch", "sample", "token"]
 Mode = Literal["auto", "masked", "skipping"]
 
 
@@ -36,9 +43,30 @@ class Draw:
     acts: bool = True
 
 
+@dataclass(frozen=True)
+class TokenDraw(Draw):
+    """Which tokens a block or a branch computes: `keep` [N], or [B, N] for each image its own; the others pass it by.
+
+    `index` [B, n] (ascending) may state the tokens that are kept, where each image keeps equally many: then nothing has
+    to be counted, and the model can be exported. While all are computed (training), those left out are no keys of the
+    others, only their own: the softmax's terms are multiplied by `keep` (`attention` "keys": by that of the key;
+    "outer": also by that of the query), which passes it a gradient unless `is_fixed_key`. With `is_fixed_delta` no
+    gradient passes by what the branch adds to a token.
+    """
+
+    index: Tensor | None = None
+    attention: Literal["keys", "outer"] = "keys"
+    is_fixed_key: bool = False
+    is_fixed_delta: bool = False
+
+
 @dataclass
 class ForwardState:
-    """What one forward of a gated model knows: how many forwards there were, the batch size, every draw made so far."""
+    """What one forward of a gated model knows: how many forwards there were, the batch size, every draw made so far.
+
+    `counts` are the numbers of tokens, [] or [B], that branches compute where it is not all. `key_weight` [B, N] says
+    what the tokens of the stream now weigh as keys (those that stand for several), None for 1.
+    """
 
     tick: int = 0
     batch_size: int = 0
@@ -46,6 +74,9 @@ class ForwardState:
     draws: dict[str, list[Draw]] = field(default_factory=dict)  # those that act
     static: dict[str, Tensor] = field(default_factory=dict)
     dynamic: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    key_weight: Tensor | None = None
+    cores: Cores | None = None  # the attention of the block that now runs, where that is looked into
     asked: set[str] = field(default_factory=set)  # the sites that the model came by
     rows: Tensor | None = None  # the samples for which a branch now runs, while it runs for some of the batch
 
@@ -60,6 +91,9 @@ class ForwardState:
         for site, draw in draws.items():
             if draw.acts:
                 self.draws.setdefault(site, []).append(draw)
+            if is_token_site(site):
+                self._count(site.removesuffix(TOKENS))
+                continue
             for counted in self.blocks.get(site, (site,)):
                 side[counted] = side[counted] * draw.keep if counted in side else draw.keep
 
@@ -73,6 +107,27 @@ class ForwardState:
         for draw in draws[1:]:
             keep = keep * draw.keep
         return keep
+
+    @property
+    def keys(self) -> Tensor:
+        """The keys of the last attention in the block that now runs [B, N, d], mean over heads."""
+        assert self.cores is not None
+        assert self.cores.keys is not None, "no attention over the stream's tokens was met"
+        return self.cores.keys
+
+    def key_factor(self) -> Tensor | None:
+        """`key_weight` as a factor of the softmax's terms [B, 1, 1, N], of the samples that now run."""
+        if self.key_weight is None:
+            return None
+        own = self.key_weight if self.rows is None else self.key_weight[self.rows]
+        return own[:, None, None]
+
+    def _count(self, site: str) -> None:
+        """Note how many tokens a block's or a branch's draws leave it."""
+        keep = self.factor(site + TOKENS)
+        assert keep is not None
+        for name in self.blocks.get(site, (site,)):
+            self.counts[name] = keep.sum(-1)
 
     def around(self, site: str) -> Tensor | None:
         """The weight of the stream itself at a branch: `keep + drop`; None where it is 1 (all gates convex).
@@ -111,6 +166,15 @@ class Gate(nn.Module):
     threshold: float = 0.0
     paper_flops: int = 0  # what the gate costs by its paper's own rule: for reports, never for the budget
     is_neutral: bool = False
+    #: Whether `threshold` changes what it decides: a gate that keeps a fixed number of tokens is not calibrated.
+    has_threshold: bool = True
+    #: How few tokens it may leave at its token sites.
+    fewest_tokens: int = 1
+
+    @property
+    def is_dialled(self) -> bool:
+        """Whether the threshold that is calibrated changes what it decides."""
+        return self.has_threshold and self.scope != "static"
 
     def neutral(self, on: bool = True) -> None:
         """While on, every factor is exactly 1."""
@@ -127,7 +191,29 @@ class Gate(nn.Module):
     def neutral_draws(self) -> dict[str, Draw]:
         """Factors of exactly 1 at every site."""
         device = next((t.device for t in self.parameters()), torch.device("cpu"))
-        return {site: Draw(torch.ones((), device=device)) for site in self.sites}
+        return {site: Draw(torch.ones((), device=device)) for site in self.sites if not is_token_site(site)}
+
+
+class Reducer(Gate):
+    """Makes fewer tokens of those that enter its one token site, for all that follows: merges or replaces them.
+
+    The site's block or branch, and all after it, compute what it leaves, in training too. It is called where the model
+    comes by its site. With `needs_keys` it may ask `state.keys`, those of the attention before it in its block. Where
+    tokens of its output stand for several, it sets `state.key_weight`, by which the terms of every later softmax are
+    multiplied.
+    """
+
+    scope: Scope = "token"
+    has_threshold = False
+    needs_keys: bool = False
+
+    def reduce(self, x_BNC: Tensor, state: ForwardState) -> Tensor:
+        """The tokens [B, M, C], M at most N; for each image equally many."""
+        raise TypeError(f"{type(self).__name__} does not say how it reduces tokens")
+
+    def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
+        """No factors."""
+        return {}
 
 
 class Gating(nn.Module):
@@ -138,11 +224,14 @@ class Gating(nn.Module):
         self.gates = nn.ModuleDict()
         self.mode: Mode = "auto"
         self.blocks: dict[str, tuple[str, ...]] = {}
+        #: What branches and groups cost for n tokens, where that varies (see `usdcore.tokens.prices`).
+        self.prices: Prices = {}
         self.state = ForwardState()
 
     def add(self, key: str, gate: Gate) -> None:
         """Put a gate under `key` (see `plans.gate_key`)."""
         self.gates[key] = gate
+        self.__dict__.pop("reducers", None)
 
     def carry_over(self, old: Gating) -> None:
         """Take the weights of the gates in `old` that bear the same key."""
@@ -155,6 +244,26 @@ class Gating(nn.Module):
         for gate in self.gates.values():
             assert isinstance(gate, Gate)
             yield gate
+
+    @cached_property
+    def reducers(self) -> dict[str, Reducer]:
+        """The reducer of each token site that has one."""
+        return {site: gate for gate in self.all() if isinstance(gate, Reducer) for site in gate.sites}
+
+    def reduce(self, site: str, x_BNC: Tensor) -> Tensor:
+        """The tokens that enter a block or a branch, after its reducer, if any."""
+        gate, state = self.reducers.get(site + TOKENS), self.state
+        if gate is None:
+            return x_BNC
+        state.asked.add(site + TOKENS)
+        if gate.is_neutral or x_BNC.is_meta:
+            return x_BNC
+        reduced = gate.reduce(x_BNC, state)
+        order = [branch for own in self.blocks.values() for branch in own]
+        first = self.blocks.get(site, (site,))[0]
+        for name in order[order.index(first) :]:
+            state.counts[name] = torch.tensor(reduced.shape[1])
+        return reduced
 
     @property
     def skips(self) -> bool:

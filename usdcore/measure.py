@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,13 @@ class Execution:
     rates: dict[str, float]
     batch_macs: tuple[float, ...]
     num_images: int
+    #: Of the number of tokens that branches were given, and of its square, where it was not all.
+    tokens: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether anything of it depends on gates."""
+        return bool(self.rates or self.tokens)
 
     @property
     def standard_error(self) -> float:
@@ -48,14 +55,26 @@ class Meter:
     def __init__(self, units: Units, gating: Gating | None) -> None:
         self.units = units
         self.gating = gating
-        self.gate_macs = 0 if gating is None else gating.count_macs()
         self.batches: list[tuple[int, int]] = []
         self.on: dict[str, float] = {}
+        self.tokens: dict[str, tuple[float, float]] = {}
 
     def add(self, batch_size: int) -> None:
         """Count the last forward, of `batch_size` images."""
-        decisions = {} if self.gating is None else self.gating.state.dynamic
-        self.batches.append((batch_macs(self.units, decisions, self.gate_macs, batch_size), batch_size))
+        if self.gating is None:
+            self.batches.append((batch_macs(self.units, {}, 0, batch_size), batch_size))
+            return
+        state, gate_macs = self.gating.state, self.gating.count_macs()
+        decisions, counts = state.dynamic, state.counts
+        macs = batch_macs(self.units, decisions, gate_macs, batch_size, counts, self.gating.prices)
+        self.batches.append((macs, batch_size))
+        for branch, count in counts.items():
+            first, second = self.tokens.get(branch, (0.0, 0.0))
+            n = count.double()
+            self.tokens[branch] = (
+                first + float(n.mean()) * batch_size,
+                second + float(n.square().mean()) * batch_size,
+            )
         for site, keep in decisions.items():
             if site in self.units.branches:
                 self.on[site] = self.on.get(site, 0.0) + float(keep.float().mean()) * batch_size
@@ -65,7 +84,9 @@ class Meter:
         images = sum(size for _, size in self.batches)
         total = sum(macs for macs, _ in self.batches)
         per_batch = tuple(macs / size for macs, size in self.batches)
-        return Execution(total / images, {site: on / images for site, on in self.on.items()}, per_batch, images)
+        rates = {site: on / images for site, on in self.on.items()}
+        tokens = {name: (first / images, second / images) for name, (first, second) in self.tokens.items()}
+        return Execution(total / images, rates, per_batch, images, tokens)
 
 
 @torch.inference_mode()
@@ -102,7 +123,7 @@ class Calibration:
 def set_threshold(gating: Gating, threshold: float) -> None:
     """A gate is on where its logit exceeds the threshold; one dial for all dynamic gates."""
     for gate in gating.all():
-        if gate.scope != "static":
+        if gate.is_dialled:
             gate.threshold = threshold
 
 
@@ -110,7 +131,8 @@ def calibrate(gating: Gating, measure: Callable[[], Execution], target_macs: flo
     """Find by bisection the threshold at which `measure` executes `target_macs` per image, and set it.
 
     Stops within `tolerance` (MACs) or when the interval holds no further decision. Where the target lies outside what
-    the gates can reach, the nearest end is set; the caller compares. What is executed falls as the threshold rises, but
+    the gates can reach, the nearest end is set; the caller compares. Where no gate has a threshold, what is executed is
+    measured and nothing set. What is executed falls as the threshold rises, but
     for the effect of earlier decisions on later ones, so the closest value seen is kept, not the last.
     """
     seen: dict[float, Execution] = {}
@@ -120,6 +142,8 @@ def calibrate(gating: Gating, measure: Callable[[], Execution], target_macs: flo
         seen[threshold] = measure()
         return seen[threshold].macs - target_macs
 
+    if not any(gate.is_dialled for gate in gating.all()):
+        return Calibration(0.0, measure())
     low, high = _bracket(excess, tolerance)
     for _ in range(40):
         best = min(abs(e.macs - target_macs) for e in seen.values())

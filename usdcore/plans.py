@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+#: How the names of token sites end.
+TOKENS = ":tokens"
+
+
+def is_token_site(site: str) -> bool:
+    """Whether a site is the tokens that enter a block or a branch."""
+    return site.endswith(TOKENS)
+
+
 def gate_key(plugin: str, site: str) -> str:
     """The name of a plugin's gate at a site; a slash stands for each dot, which module names can't have."""
     return f"{plugin}@{site}".replace(".", "/")

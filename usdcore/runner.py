@@ -7,7 +7,7 @@ modules, not closures, so that a deepcopy of the model has its own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,17 @@ from usdcore.errors import UsdcoreError
 from usdcore.gates import Gating, Mode
 from usdcore.multihead import open_up
 from usdcore.passages import close, module_at
+from usdcore.plans import TOKENS
+from usdcore.tokens.blocks import varied_blocks
+from usdcore.tokens.cores import Cores
+from usdcore.tokens.prices import token_prices
+from usdcore.tokens.select import gathered, masked
 from usdcore.units.types import is_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from usdcore.gates import TokenDraw
     from usdcore.rewrite import Edit
     from usdcore.units.types import BlockUnit, Branch, MaskPoint, Units
 
@@ -29,22 +35,42 @@ CHILD = "usdcore"
 
 
 class BlockForward:
-    """The forward of a gated block: the host's own, between the gates that tap its stream and those of the block."""
+    """The forward of a gated block: the host's own, between the gates that tap its stream and those of the block.
 
-    def __init__(self, owner: nn.Module, block: BlockUnit, gating: Gating) -> None:
+    With `looks` its attention is looked into (see `usdcore.tokens.cores`), for what reduces tokens.
+    """
+
+    def __init__(self, owner: nn.Module, block: BlockUnit, gating: Gating, looks: bool = False) -> None:
         self.owner = owner
         self.name = block.name
         self.branches = tuple(branch.name for branch in block.branches)
         self.is_channels_first = block.channel_axis == 1
         self.gating = gating
+        self.looks = looks
+
+    def host(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the block's own code gives."""
+        out: Tensor = type(self.owner).forward(self.owner, x, *args, **kwargs)
+        return out
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The block's output for the stream x, [B, N, C], [B, H, W, C] or [B, C, H, W]."""
         self.gating.enter(self.name, self._tokens(x))
+        x = self.gating.reduce(self.name, x)
+        if not self.looks:
+            return self._gated(x, args, kwargs)
+        state = self.gating.state
+        state.cores = Cores(x.shape[1], state.key_factor, wants_keys=True)
+        with state.cores:
+            out = self._gated(x, args, kwargs)
+        state.cores = None
+        return out
+
+    def _gated(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The block's output under its own gates."""
 
         def run(rows: Tensor) -> Tensor:
-            out: Tensor = type(self.owner).forward(self.owner, rows, *args, **kwargs)
-            return out
+            return self._selected(self.name, rows, lambda tokens: self.host(tokens, *args, **kwargs))
 
         state, keep = self.gating.state, self.gating.state.factor(self.name)
         if keep is None:
@@ -63,6 +89,13 @@ class BlockForward:
 
         `stream` is what `skip` was, but for identities.
         """
+        reduced = self.gating.reduce(name, skip)
+        if reduced is not skip:
+            skip = stream = reduced
+            if self.gating.state.cores is not None:
+                self.gating.state.cores.num_tokens = skip.shape[1]
+        if name + TOKENS in self.gating.state.draws:
+            return self._add_selected(name, skip, branch, options)
         keep = self.gating.state.factor(name)
         if keep is None:
             return skip + branch(stream)
@@ -71,6 +104,34 @@ class BlockForward:
         around = self.gating.state.around(name)
         passed = skip if around is None else _rows(around, skip) * skip
         return passed + _rows(keep, skip) * branch(stream)
+
+    def _add_selected(
+        self, name: str, stream: Tensor, branch: Callable[[Tensor], Tensor], options: tuple[Any, ...]
+    ) -> Tensor:
+        """The same for some of the tokens."""
+
+        def run(_: Tensor, rows: Tensor) -> Tensor:
+            return self._selected(name, rows, lambda tokens: tokens + branch(tokens))
+
+        keep = self.gating.state.factor(name)
+        if keep is None:
+            return run(stream, stream)
+        if self.gating.skips:
+            return self._skip(stream, stream, keep, run, options)
+        around = self.gating.state.around(name)
+        passed = stream if around is None else _rows(around, stream) * stream
+        return passed + _rows(keep, stream) * (run(stream, stream) - stream)
+
+    def _selected(self, site: str, x: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """`run` for the tokens that the site's gates select."""
+        state = self.gating.state
+        keep = state.factor(site + TOKENS)
+        if keep is None or keep.is_meta:
+            return run(x)
+        draws = cast("list[TokenDraw]", state.draws[site + TOKENS])
+        if self.gating.skips:
+            return gathered(x, draws, keep, run, state)
+        return masked(x, draws, keep, run)
 
     def _skip(
         self,
@@ -195,15 +256,18 @@ def attach(model: nn.Module, units: Units, gating: Gating) -> None:
     sites = {site for gate in gating.all() for site in gate.sites}
     taps = {gate.tap for gate in gating.all()}
     gating.blocks = {block.name: tuple(branch.name for branch in block.branches) for block in units.blocks}
+    varied = varied_blocks(units, gating)
+    gating.prices = token_prices(model, units, varied.values())
     for block in units.blocks:
-        if block.name in sites:
+        if sites & {block.name, block.name + TOKENS}:
             _require(block.reason, block.name, "gated")
-        gated = [branch for branch in block.branches if branch.name in sites]
+        gated = [branch for branch in block.branches if sites & {branch.name, branch.name + TOKENS}]
         for branch in gated:
             _require(branch.reason, branch.name, "gated")
-        if gated or block.name in sites or block.name in taps:
+        looks = bool(gating.reducers) and block.name in varied
+        if gated or looks or sites & {block.name, block.name + TOKENS} or block.name in taps:
             owner = model.get_submodule(block.name)
-            owner.__dict__["forward"] = BlockForward(owner, block, gating)
+            owner.__dict__["forward"] = BlockForward(owner, block, gating, looks)
             rewrite.edit(owner, [_edit(block, branch, "gate") for branch in gated], add_branch)
     for name, group in units.groups.items():
         if name in sites:
@@ -216,7 +280,8 @@ def attach(model: nn.Module, units: Units, gating: Gating) -> None:
                     module.register_forward_pre_hook(GroupMask(gating, name, point))
     for name in sorted(filter(is_width, sites)):
         _require(_why_no_mask(units, name), name, "gated")
-    unknown = sites - set(units.branches) - set(units.groups) - set(gating.blocks)
+    places = set(units.branches) | set(gating.blocks)
+    unknown = sites - places - {name + TOKENS for name in places} - set(units.groups)
     if unknown:
         msg = f"no such branch, block or group in this model: {', '.join(sorted(unknown))}"
         raise UsdcoreError(msg)

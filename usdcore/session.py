@@ -37,6 +37,7 @@ from usdcore.runner import attach, detach, gating_of
 from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext, Strategy, unchanged
 from usdcore.surgery import attach_plan, kept_positions, shrink_found
 from usdcore.teachers import Teacher, primary
+from usdcore.tokens.blocks import fewest_tokens
 from usdcore.units import find_units
 
 if TYPE_CHECKING:
@@ -151,8 +152,9 @@ class Session:
         if len(gating.gates):
             host = outputs(self.model, input_shape) if strategies else {}
             attach(self.model, self.units, gating.train(self.model.training))
+            self._tree = Tree(self.units, self.budget.metric, gating.prices)
             if strategies:
-                require_neutral(self.model, gating, input_shape, host)
+                require_neutral(self.model, gating, self.units, input_shape, host)
         # A strategy that decides without gates and does not say about what says only in the end what it may remove.
         deciding = [s for s in strategies if not s.gates and type(s).decide is not Strategy.decide and s.shrinks]
         silent = [s for s in deciding if s not in site.deciding]
@@ -223,10 +225,10 @@ class Session:
         execution = self.execution(batches)
         drops = tuple(dict.fromkeys([*(d for decision in decisions for d in decision.drops), *_never(execution)]))
         sizes = {name: allowed for decision in decisions for name, allowed in decision.sizes.items()}
-        projection = self._project(scores_of(decisions), execution.rates, drops, sizes)
+        projection = self._project(scores_of(decisions), execution, drops, sizes)
         if projection is None:
             static: list[Keep | Drop] = [Drop(branch=name) for name in drops]
-            is_dynamic = bool(execution.rates) and self.budget.metric == "macs"
+            is_dynamic = execution.is_dynamic and self.budget.metric == "macs"
             searched = execution.macs / self.dense.macs if is_dynamic else None
             if any(decision.within is not None for decision in decisions):
                 searched = self._tree.decided(dict.fromkeys(drops, 0)) / self.dense_total
@@ -234,7 +236,7 @@ class Session:
             static = projection.records
             is_ranking = all(decision.ranking for decision in decisions if decision.scores)
             searched = None if is_ranking else (projection.before + self._gate_cost()) / self.dense_total
-        if searched is not None and not execution.rates:
+        if searched is not None and not execution.is_dynamic:
             require_met(decisions, searched, self.budget.target)
         self._apply(static, execution, settle=False)
         notes = tuple(decision.note for decision in decisions if decision.note)
@@ -253,6 +255,8 @@ class Session:
         found = calibrate(gating, lambda: self.execution(batches), share * macs, tolerance * macs)
         self.plan = self.plan.without_gates().then(
             record.model_copy(update={"config": {**record.config, "threshold": found.threshold}})
+            if cast("Gate", gating.gates[record.key]).is_dialled
+            else record
             for record in self.plan.attached.values()
         )
         return found
@@ -292,8 +296,8 @@ class Session:
             static = static + self._gate_cost() / self.dense_total
             return static, static
         gates = gating.macs() / self.dense.macs
-        spent = self._tree.expected(state.keeps(), device) * scale + gates, static + gates
-        if not state.dynamic:  # static gates draw the same in every process
+        spent = self._tree.expected(state.keeps(), device, state.counts) * scale + gates, static + gates
+        if not (state.dynamic or state.counts):  # static gates draw the same in every process
             return spent
         return cast("tuple[Tensor, Tensor]", self.mean(torch.stack(spent)).unbind())
 
@@ -310,7 +314,7 @@ class Session:
     def _project(
         self,
         scores: Mapping[str, Any],
-        rates: dict[str, float],
+        execution: Execution,
         drops: tuple[str, ...],
         sizes: dict[str, tuple[int, ...]],
     ) -> Projection | None:
@@ -319,7 +323,8 @@ class Session:
         spare = self._gate_cost()
         static = None if self.budget.static is None else self.budget.static * self.dense_total - spare
         limits = Limits(self.budget.target * self.dense_total - spare, static)
-        return Projector(self.units, self._tree, scores, rates, sizes).project(limits, drops)
+        tree = self._tree.with_tokens(execution.tokens) if self._tree.prices else self._tree
+        return Projector(self.units, tree, scores, execution.rates, sizes).project(limits, drops)
 
     def _apply(self, static: Sequence[Keep | Drop], execution: Execution, settle: bool) -> None:
         """Replace the model by a smaller one; weights, and the gates that stay, carry over."""
@@ -331,8 +336,8 @@ class Session:
         self.slices = kept_positions(self.units, cut)
         self.model, self.units = shrink_found(self.model, self.units, cut, self.example_inputs)
         self.model.train(training)
-        self._tree = Tree(self.units, self.budget.metric)
         attach_plan(self.model, self.units, self.plan, {name: type(made) for name, made in self.known.items()})
+        self._tree = Tree(self.units, self.budget.metric, self.gating.prices if self.gating is not None else {})
         if old is not None and self.gating is not None:
             self.gating.carry_over(old)
         self._renew_gates(self.gating)
@@ -353,7 +358,10 @@ class Session:
         sites = {own for gate in counted for site in gate.sites for own in blocks.get(site, (site,))}
         groups = fewest(self.units, sites) | self._fewest
         branches = {name: 0 for name in sites if name in self.units.branches}
-        return (self._tree.decided(groups | branches) + self._gate_cost()) / self.dense_total
+        tree = self._tree
+        if self.gating is not None and self._tree.prices:
+            tree = tree.with_tokens({name: (n, n * n) for name, n in fewest_tokens(self.units, self.gating).items()})
+        return (tree.decided(groups | branches) + self._gate_cost()) / self.dense_total
 
     def _check_reachable(self) -> None:
         least = self.least()

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from usdcore.errors import UsdcoreError
-from usdcore.plans import gate_key
+from usdcore.plans import gate_key, is_token_site
+from usdcore.tokens import prefix_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from usdcore.gates import Gate, Gating, Scope
     from usdcore.plans import Attach, Plan
     from usdcore.teachers import Tap, Teacher
-    from usdcore.units.types import Units
+    from usdcore.units.types import BlockUnit, Units
 
 
 def unchanged(x: Tensor) -> Tensor:
@@ -158,15 +159,23 @@ class Attachment:
 
     def _claim(self, strategy: Strategy, sites: Iterable[str]) -> None:
         blocks = {block.name: block.units for block in self.units.blocks}
-        for name in [own for site in sites for own in blocks.get(site, (site,))]:
+        acted = [own for site in sites for own in blocks.get(site, (site,))]
+        # Who leaves out tokens anywhere changes what all blocks after it are given.
+        for name in dict.fromkeys("tokens" if is_token_site(own) else own for own in acted):
             group = self.units.group(name)
-            kind = "branch" if group is None else group.kind
+            kind = "tokens" if name == "tokens" else "branch" if group is None else group.kind
             for other in self._acting.setdefault(name, []):
                 if other is not strategy and (kind not in other.composes or kind not in strategy.composes):
                     names = f"{other.config.use} and {strategy.config.use}"
                     msg = f"{names} both act on {name} and do not both declare that they compose there: name one"
                     raise UsdcoreError(msg)
             self._acting[name].append(strategy)
+
+    def prefix_tokens(self, block: BlockUnit) -> int:
+        """How many tokens at the front of a block's stream stand for no place of the image: class, distillation and
+        register tokens. Errors: the model does not tell.
+        """
+        return prefix_tokens(self.model, block)
 
     def base_indices(self, group: str) -> tuple[int, ...] | None:
         """Where the entries of a group stood in the base model; None if the group is whole."""

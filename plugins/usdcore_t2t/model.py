@@ -75,6 +75,7 @@ class T2TViT(nn.Module):
         self.img_size: tuple[int, int] = to_2tuple(img_size)
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.tokens = TokensToToken(self.img_size, in_chans, token_dim, embed_dim, num_random_features, token_drop_rate)
+        self.num_prefix_tokens = 1
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         # Not trained, but a parameter: saved and counted with the weights, as in the published sizes.
         positions = sinusoids(self.tokens.num_tokens + 1, embed_dim)

@@ -105,8 +105,9 @@ def build_blocks(flow: Labelling, built: list[tuple[BranchDraft, Branch]]) -> tu
         shape = flow.shape(owner.inputs[0]) if owner.inputs else flow.shape(residual.delta)
         if len(shape) != len(flow.shape(residual.delta)):
             axis = 1 if len(shape) == 4 else -1
-        width = shape[axis]
-        blocks.append(BlockUnit(owner.path, width, tuple(branch for _, branch in own), axis, reason))
+        num_tokens = shape[1] if len(shape) == 3 else None
+        branches = tuple(branch for _, branch in own)
+        blocks.append(BlockUnit(owner.path, shape[axis], branches, axis, reason, num_tokens))
     return tuple(blocks)
 
 

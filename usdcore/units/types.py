@@ -199,8 +199,9 @@ Unit = AttentionUnit | FeedForwardUnit
 class BlockUnit:
     """The residual branches of one encoder layer, in the order in which its module adds them to the stream.
 
-    `width` is the number of channels of the stream, on its axis `channel_axis` (-1, or 1 of NCHW). `reason` says why
-    the block can't be gated as a whole; None means that it can.
+    `width` is the number of channels of the stream, on its axis `channel_axis` (-1, or 1 of NCHW), `num_tokens` how
+    many tokens it is given, None where they do not lie along one axis. `reason` says why the block can't be gated as a
+    whole; None means that it can.
     """
 
     name: str
@@ -208,6 +209,7 @@ class BlockUnit:
     branches: tuple[Branch, ...]
     channel_axis: int = -1
     reason: str | None = None
+    num_tokens: int | None = None
 
     @property
     def units(self) -> tuple[str, ...]:
