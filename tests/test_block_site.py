@@ -8,7 +8,8 @@ from counting import counted_macs
 from torch import Tensor, nn
 from zoo import INPUT
 
-from usdcore.costs import Tree, batch_macs
+from usdcore.costs import Tree
+from usdcore.executed import batch_macs
 from usdcore.gates import Draw, ForwardState, Gate, Gating, Scope
 from usdcore.runner import attach, gating_of, set_mode
 from usdcore.units import find_units
@@ -60,7 +61,9 @@ def test_skipping_equals_masking_and_computes_what_it_says(
     assert torch.allclose(masked, skipped, atol=1e-5 * float(masked.abs().max()))
     gating = gating_of(model)
     assert gating is not None
-    assert batch_macs(units, gating.state.dynamic, 0, len(images)) == counted_macs(model, images)
+    assert batch_macs(units, gating.state.dynamic, 0, len(images), partly=gating.state.partly) == counted_macs(
+        model, images
+    )
 
 
 def test_a_block_that_is_off_is_the_identity(vit: nn.Module, images: Tensor) -> None:

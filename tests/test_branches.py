@@ -17,8 +17,9 @@ from counting import counted_macs
 from torch import Tensor, nn
 from zoo import gap, randomise
 
-from usdcore.costs import batch_macs, cost
+from usdcore.costs import cost
 from usdcore.errors import UsdcoreError
+from usdcore.executed import batch_macs
 from usdcore.gates import Draw, ForwardState, Gate, Gating
 from usdcore.plans import Drop, Plan
 from usdcore.runner import attach, detach, gating_of, set_mode

@@ -12,8 +12,9 @@ from counting import counted_macs
 from torch import nn
 from zoo import INPUT, gap
 
-from usdcore.costs import Tree, batch_macs
+from usdcore.costs import Tree
 from usdcore.errors import UsdcoreError
+from usdcore.executed import batch_macs
 from usdcore.gates import Draw, ForwardState, Gate, Gating
 from usdcore.runner import attach, detach, gating_of, set_mode
 from usdcore.units import find_units

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from usdcore.plans import Plan
-    from usdcore.tokens.prices import Price, Prices
+    from usdcore.tokens.prices import Prices
     from usdcore.units.types import Group, IntArray, Unit, Units
 
 Metric = Literal["macs", "params"]
@@ -114,7 +114,7 @@ class _Level:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One branch's share of the tree, or that of a unit that is in no branch (None): it then always runs.
 
     `constant` of it is spent once, however many images run.
@@ -141,7 +141,7 @@ class _Part:
             share = share + level.expected(keeps, total)
         return share
 
-    def priced(self, price: Callable[[tuple[str, str]], int]) -> _Part:
+    def priced(self, price: Callable[[tuple[str, str]], int]) -> Part:
         """The same with other prices, of ("branch", name), ("own", group) and ("pairs", group)."""
         levels = [
             _Level(
@@ -155,7 +155,7 @@ class _Part:
         assert self.branch is not None
         return _part(self.branch, price(("branch", self.branch)), levels)
 
-    def scaled(self, by: float) -> _Part:
+    def scaled(self, by: float) -> Part:
         """The same with all prices multiplied."""
         if by == 1:
             return self
@@ -203,7 +203,7 @@ class Tree:
         #: What branches cost for any number of tokens, where that varies.
         self.prices = prices if metric == "macs" else {}
         self._narrower: dict[tuple[tuple[str, int], ...], Tree] = {}
-        self._degrees: dict[str, list[_Part]] = {}
+        self._degrees: dict[str, list[Part]] = {}
         self.total = units.macs if metric == "macs" else units.params
         self.parts = _parts(units, metric)
         self.fixed = self.total - sum(part.whole for part in self.parts)
@@ -232,7 +232,7 @@ class Tree:
             self._narrower[counts] = tree
         return self._narrower[counts]
 
-    def _scales(self, tree: Tree) -> Iterator[tuple[_Part, _Part, int]]:
+    def _scales(self, tree: Tree) -> Iterator[tuple[Part, Part, int]]:
         """Each part of a tree of the same model, with this one's, and what that costs with all tokens."""
         for part, own in zip(tree.parts, self.parts, strict=True):
             branch = self.units.branches.get(part.branch or "")
@@ -245,7 +245,7 @@ class Tree:
         tree = copy(self)
         tree._narrower = {}
         tree.parts = [
-            part if own is None else part.priced(partial(_mean_price, self.prices, own))
+            part if own is None else part.priced(partial(mean_price, self.prices, own))
             for part, own in ((part, moments.get(part.branch or "")) for part in self.parts)
         ]
         return tree
@@ -284,7 +284,7 @@ class Tree:
             shares.append(share.mean() if isinstance(share, Tensor) else shares[0].new_tensor(share))
         return torch.stack(shares).sum()
 
-    def _by_tokens(self, part: _Part, keeps: Mapping[str, Tensor], count: Tensor) -> Tensor | float:
+    def _by_tokens(self, part: Part, keeps: Mapping[str, Tensor], count: Tensor) -> Tensor | float:
         """The share of a branch that is given `count` tokens, [] or [B]."""
         assert part.branch is not None
         if part.branch not in self._degrees:
@@ -298,45 +298,6 @@ class Tree:
         return group.own_macs if self.metric == "macs" else group.own_params
 
 
-def batch_macs(
-    units: Units,
-    decisions: Mapping[str, Tensor],
-    gate_macs: int,
-    batch_size: int,
-    counts: Mapping[str, Tensor] = MappingProxyType({}),
-    prices: Prices = MappingProxyType({}),
-) -> int:
-    """Exact MACs of one skipping forward of a batch: what torch's FLOP counter shows over it, halved.
-
-    `decisions`: 0 or 1 per branch, [] for the whole batch or [B]. Masked group entries are computed, so they count.
-    `counts`: how many tokens branches were given, [] or [B], where it was not all; `prices` are what they cost then.
-    """
-    tree = Tree(units)
-    constant = units.constant_macs - sum(part.constant for part in tree.parts)
-    total = (tree.fixed - constant + gate_macs) * batch_size + constant
-    for part in tree.parts:
-        keep = None if part.branch is None else decisions.get(part.branch)
-        count = None if part.branch is None else counts.get(part.branch)
-        if count is not None:
-            total += _token_macs(prices["branch", str(part.branch)], count, keep, batch_size)
-            continue
-        if keep is None:
-            rows = batch_size
-        elif keep.ndim == 0:
-            rows = batch_size * int(keep.item())
-        else:
-            rows = int(np.count_nonzero(keep.detach().cpu().numpy()))
-        total += rows * (part.whole - part.constant) + (part.constant if rows else 0)
-    return total
-
-
-def _token_macs(price: Price, count: Tensor, keep: Tensor | None, batch_size: int) -> int:
-    """MACs of a branch for a batch whose images give it `count` tokens, where `keep` has it on."""
-    numbers = count.detach().cpu().round().long().expand(batch_size)
-    on = torch.ones(batch_size, dtype=torch.bool) if keep is None else (keep.detach().cpu() != 0).expand(batch_size)
-    return sum(price[0] + n * (price[1] + n * price[2]) for n in numbers[on].tolist() if n)
-
-
 def _times(price: int, by: float) -> int:
     """A mean over images, as a price: no whole number then."""
     return cast("int", price * by)
@@ -346,12 +307,13 @@ def _coefficient(prices: Prices, degree: int, key: tuple[str, str]) -> int:
     return prices[key][degree]
 
 
-def _mean_price(prices: Prices, moments: tuple[float, float], key: tuple[str, str]) -> int:
+def mean_price(prices: Prices, moments: tuple[float, float], key: tuple[str, str]) -> int:
+    """A price for tokens of whose number the first and the second moment are given."""
     price = prices[key]
     return price[0] + _times(price[1], moments[0]) + _times(price[2], moments[1])
 
 
-def _parts(units: Units, metric: Metric) -> list[_Part]:
+def _parts(units: Units, metric: Metric) -> list[Part]:
     """One part for each branch, with all units inside it, and one for each unit that is in none."""
     is_macs, nested = metric == "macs", units.nested
     inside: dict[str, list[_Level]] = {name: [] for name in units.branches}
@@ -368,8 +330,8 @@ def _parts(units: Units, metric: Metric) -> list[_Part]:
     ]
 
 
-def _part(branch: str | None, whole: int, levels: list[_Level], constant: int = 0) -> _Part:
-    return _Part(branch, whole - sum(level.whole for level in levels), tuple(levels), constant)
+def _part(branch: str | None, whole: int, levels: list[_Level], constant: int = 0) -> Part:
+    return Part(branch, whole - sum(level.whole for level in levels), tuple(levels), constant)
 
 
 def _levels(unit: Unit, nested: Mapping[str, tuple[Group, ...]], is_macs: bool) -> list[_Level]:

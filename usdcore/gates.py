@@ -1,8 +1,8 @@
 """Gates: what a strategy puts at a site of the model, and the state of one forward that all gates share.
 
 A site is named by what it acts on: `blocks.0.attn` is a branch, `blocks.0.attn:heads` a group, `blocks.0` a whole
-block, all of its branches at once, and `blocks.0:tokens` or `blocks.0.mlp:tokens` are the tokens that enter a block or
-a branch (see `usdcore.tokens`).
+block, all of its branches at once, `blocks.0:tokens` or `blocks.0.mlp:tokens` are the tokens that enter a block or a
+branch, and `blocks.0:output` those that leave a block (see `usdcore.tokens`).
 
 Shape legend: B batch, N tokens, C width of the stream, n entries of a group.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from usdcore.plans import TOKENS, is_token_site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from usdcore.tokens.cores import Cores
     from usdcore.tokens.prices import Prices
+    from usdcore.units.types import Group, Units
 
 Scope = Literal["static", "batch", "sample", "token"]
 Mode = Literal["auto", "masked", "skipping"]
@@ -76,7 +77,16 @@ class ForwardState:
     dynamic: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
     key_weight: Tensor | None = None
+    #: The keys of the last attention in the block that now runs [R, N, d], mean over heads, and the images that it ran
+    #: for (None for all); None where none ran.
+    keys: Tensor | None = None
+    key_rows: Tensor | None = None
+    #: Of the blocks that a gate watches: what the first token looked at in the last attention there, [R, H, N].
+    first_rows: dict[str, Tensor] = field(default_factory=dict)
+    #: What a plugin's gates tell each other in one forward, and whoever looks after it, by the plugin's name.
+    notes: dict[str, Any] = field(default_factory=dict)
     cores: Cores | None = None  # the attention of the block that now runs, where that is looked into
+    partly: set[str] = field(default_factory=set)  # groups of which only what is on was computed
     asked: set[str] = field(default_factory=set)  # the sites that the model came by
     rows: Tensor | None = None  # the samples for which a branch now runs, while it runs for some of the batch
 
@@ -108,12 +118,12 @@ class ForwardState:
             keep = keep * draw.keep
         return keep
 
-    @property
-    def keys(self) -> Tensor:
-        """The keys of the last attention in the block that now runs [B, N, d], mean over heads."""
-        assert self.cores is not None
-        assert self.cores.keys is not None, "no attention over the stream's tokens was met"
-        return self.cores.keys
+    def see(self, keys: Tensor) -> None:
+        """An attention has these keys, [R, H, N, d] or, heads and images along one axis, [R * H, N, d]."""
+        images = self.batch_size if self.rows is None else len(self.rows)
+        if keys.ndim == 3 and 0 < images < len(keys):
+            keys = keys.view(images, -1, *keys.shape[1:])
+        self.keys, self.key_rows = keys.mean(1) if keys.ndim == 4 else keys, self.rows
 
     def key_factor(self) -> Tensor | None:
         """`key_weight` as a factor of the softmax's terms [B, 1, 1, N], of the samples that now run."""
@@ -170,6 +180,8 @@ class Gate(nn.Module):
     has_threshold: bool = True
     #: How few tokens it may leave at its token sites.
     fewest_tokens: int = 1
+    #: Blocks of whose attention it wants to know what the first token looks at, at `state.first_rows[block]`.
+    watches: tuple[str, ...] = ()
 
     @property
     def is_dialled(self) -> bool:
@@ -179,6 +191,10 @@ class Gate(nn.Module):
     def neutral(self, on: bool = True) -> None:
         """While on, every factor is exactly 1."""
         self.is_neutral = on
+
+    def groups(self, model: nn.Module, units: Units) -> Iterable[Group]:
+        """Groups of its own that the gate acts on, beside those of the model's units (see `usdcore.owngroups`)."""
+        return ()
 
     def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
         """The decisions at this gate's sites. `x_BNC` is the stream at the tap, None for a gate without one."""
@@ -195,12 +211,13 @@ class Gate(nn.Module):
 
 
 class Reducer(Gate):
-    """Makes fewer tokens of those that enter its one token site, for all that follows: merges or replaces them.
+    """Makes other tokens of those at its one token site, for all that follows: merges, replaces or restores them.
 
-    The site's block or branch, and all after it, compute what it leaves, in training too. It is called where the model
-    comes by its site. With `needs_keys` it may ask `state.keys`, those of the attention before it in its block. Where
-    tokens of its output stand for several, it sets `state.key_weight`, by which the terms of every later softmax are
-    multiplied.
+    What it leaves is what the site's block or branch, and all after it, are given, in training too; at a site
+    `BLOCK:output`, what follows the block, or the head that reads the last one. It is called where the model
+    comes by its site. With `needs_keys` it may ask `state.keys`, those of the attention before it in its block, None
+    where that was skipped. Where tokens of its output stand for several, it sets `state.key_weight`, by which the terms
+    of every later softmax are multiplied.
     """
 
     scope: Scope = "token"
@@ -208,7 +225,7 @@ class Reducer(Gate):
     needs_keys: bool = False
 
     def reduce(self, x_BNC: Tensor, state: ForwardState) -> Tensor:
-        """The tokens [B, M, C], M at most N; for each image equally many."""
+        """The tokens [B, M, C]; for each image equally many."""
         raise TypeError(f"{type(self).__name__} does not say how it reduces tokens")
 
     def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
@@ -250,20 +267,25 @@ class Gating(nn.Module):
         """The reducer of each token site that has one."""
         return {site: gate for gate in self.all() if isinstance(gate, Reducer) for site in gate.sites}
 
-    def reduce(self, site: str, x_BNC: Tensor) -> Tensor:
-        """The tokens that enter a block or a branch, after its reducer, if any."""
-        gate, state = self.reducers.get(site + TOKENS), self.state
+    def reduce(self, site: str, x_BNC: Tensor, where: str = TOKENS) -> Tensor:
+        """The tokens that enter a block or a branch, or leave a block, after their reducer, if any."""
+        gate, state = self.reducers.get(site + where), self.state
         if gate is None:
             return x_BNC
-        state.asked.add(site + TOKENS)
+        state.asked.add(site + where)
         if gate.is_neutral or x_BNC.is_meta:
             return x_BNC
         reduced = gate.reduce(x_BNC, state)
         order = [branch for own in self.blocks.values() for branch in own]
-        first = self.blocks.get(site, (site,))[0]
-        for name in order[order.index(first) :]:
+        own = self.blocks.get(site, (site,))
+        first = order.index(own[0]) if where == TOKENS else order.index(own[-1]) + 1
+        for name in order[first:]:
             state.counts[name] = torch.tensor(reduced.shape[1])
         return reduced
+
+    def groups(self, model: nn.Module, units: Units) -> list[Group]:
+        """Groups that gates bring."""
+        return [group for gate in self.all() for group in gate.groups(model, units)]
 
     @property
     def skips(self) -> bool:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from usdcore.costs import batch_macs
 from usdcore.errors import UsdcoreError
+from usdcore.executed import batch_macs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -66,7 +66,7 @@ class Meter:
             return
         state, gate_macs = self.gating.state, self.gating.count_macs()
         decisions, counts = state.dynamic, state.counts
-        macs = batch_macs(self.units, decisions, gate_macs, batch_size, counts, self.gating.prices)
+        macs = batch_macs(self.units, decisions, gate_macs, batch_size, counts, self.gating.prices, state.partly)
         self.batches.append((macs, batch_size))
         for branch, count in counts.items():
             first, second = self.tokens.get(branch, (0.0, 0.0))

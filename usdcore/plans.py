@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-#: How the names of token sites end.
-TOKENS = ":tokens"
+#: How the names of token sites end: what enters a block or a branch, and what leaves a block.
+TOKENS, OUTPUT = ":tokens", ":output"
 
 
 def is_token_site(site: str) -> bool:
-    """Whether a site is the tokens that enter a block or a branch."""
-    return site.endswith(TOKENS)
+    """Whether a site is the tokens that enter a block or a branch, or leave a block."""
+    return site.endswith((TOKENS, OUTPUT))
 
 
 def gate_key(plugin: str, site: str) -> str:

@@ -7,7 +7,8 @@ modules, not closures, so that a deepcopy of the model has its own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,14 @@ from usdcore import rewrite
 from usdcore.errors import UsdcoreError
 from usdcore.gates import Gating, Mode
 from usdcore.multihead import open_up
+from usdcore.partly import PartlyForward, linears, on_now
 from usdcore.passages import close, module_at
-from usdcore.plans import TOKENS
+from usdcore.plans import OUTPUT, TOKENS
 from usdcore.tokens.blocks import varied_blocks
 from usdcore.tokens.cores import Cores
 from usdcore.tokens.prices import token_prices
 from usdcore.tokens.select import gathered, masked
-from usdcore.units.types import is_width
+from usdcore.units.types import AttentionUnit, is_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,16 +39,23 @@ CHILD = "usdcore"
 class BlockForward:
     """The forward of a gated block: the host's own, between the gates that tap its stream and those of the block.
 
-    With `looks` its attention is looked into (see `usdcore.tokens.cores`), for what reduces tokens.
+    With `looks` its attention is looked into (see `usdcore.tokens.cores`), for what reduces tokens; `heads` is the
+    group of its attention of which some entries are computed for some images (see `usdcore.partly`).
     """
 
-    def __init__(self, owner: nn.Module, block: BlockUnit, gating: Gating, looks: bool = False) -> None:
+    def __init__(
+        self, owner: nn.Module, block: BlockUnit, gating: Gating, looks: bool = False, heads: str | None = None
+    ) -> None:
         self.owner = owner
         self.name = block.name
         self.branches = tuple(branch.name for branch in block.branches)
         self.is_channels_first = block.channel_axis == 1
         self.gating = gating
         self.looks = looks
+        self.heads = heads
+        inner = (gating.reducers.get(name + TOKENS) for name in (block.name, *self.branches))
+        self.sees = any(gate is not None and gate.needs_keys for gate in inner)
+        self.is_watched = any(self.name in gate.watches for gate in gating.all())
 
     def host(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """What the block's own code gives."""
@@ -57,14 +66,27 @@ class BlockForward:
         """The block's output for the stream x, [B, N, C], [B, H, W, C] or [B, C, H, W]."""
         self.gating.enter(self.name, self._tokens(x))
         x = self.gating.reduce(self.name, x)
-        if not self.looks:
-            return self._gated(x, args, kwargs)
+        is_partly = self.heads is not None and on_now(self.gating, self.heads) is not None
+        run = self._looked_into if self.looks or self.is_watched or is_partly else self._gated
+        return self.gating.reduce(self.name, run(x, args, kwargs), OUTPUT)
+
+    def _looked_into(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The same, with an eye on its attention."""
         state = self.gating.state
-        state.cores = Cores(x.shape[1], state.key_factor, wants_keys=True)
+        state.keys = state.key_rows = None
+        see = state.see if self.sees else None
+        see_row = partial(state.first_rows.__setitem__, self.name) if self.is_watched else None
+        state.cores = Cores(x.shape[1], state.key_factor, see, self._pairs, see_row)
         with state.cores:
             out = self._gated(x, args, kwargs)
+        if state.cores.caught:
+            state.partly.add(str(self.heads))
         state.cores = None
         return out
+
+    def _pairs(self) -> Tensor | None:
+        """The pairs of image and head that are on."""
+        return None if self.heads is None else on_now(self.gating, self.heads)
 
     def _gated(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The block's output under its own gates."""
@@ -94,7 +116,7 @@ class BlockForward:
             skip = stream = reduced
             if self.gating.state.cores is not None:
                 self.gating.state.cores.num_tokens = skip.shape[1]
-        if name + TOKENS in self.gating.state.draws:
+        if self.gating.state.factor(name + TOKENS) is not None:
             return self._add_selected(name, skip, branch, options)
         keep = self.gating.state.factor(name)
         if keep is None:
@@ -236,7 +258,7 @@ class Begin:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Draw the static gates for this forward."""
-        self.gating.begin(len(args[0]) if args else 0)
+        self.gating.begin(args[0].shape[0] if args else 0)
 
 
 def gating_of(model: nn.Module) -> Gating | None:
@@ -255,20 +277,28 @@ def attach(model: nn.Module, units: Units, gating: Gating) -> None:
     model.register_forward_pre_hook(Begin(gating))
     sites = {site for gate in gating.all() for site in gate.sites}
     taps = {gate.tap for gate in gating.all()}
+    watched = {name for gate in gating.all() for name in gate.watches}
     gating.blocks = {block.name: tuple(branch.name for branch in block.branches) for block in units.blocks}
     varied = varied_blocks(units, gating)
     gating.prices = token_prices(model, units, varied.values())
+    partly = _compute_partly(model, units, gating)
     for block in units.blocks:
         if sites & {block.name, block.name + TOKENS}:
             _require(block.reason, block.name, "gated")
         gated = [branch for branch in block.branches if sites & {branch.name, branch.name + TOKENS}]
+        inner = [branch.name for branch in gated if branch.name + TOKENS in gating.reducers]
+        if inner and block.name in sites:
+            msg = f"{block.name} can't be skipped as a whole, as there are fewer tokens from {inner[0]} on: let its "
+            raise UsdcoreError(f"{msg}branches be skipped one by one")
         for branch in gated:
             _require(branch.reason, branch.name, "gated")
         looks = bool(gating.reducers) and block.name in varied
-        if gated or looks or sites & {block.name, block.name + TOKENS} or block.name in taps:
+        heads = partly.get(block.name)
+        own = {block.name, block.name + TOKENS, block.name + OUTPUT}
+        if gated or looks or heads or sites & own or block.name in taps | watched:
             owner = model.get_submodule(block.name)
-            owner.__dict__["forward"] = BlockForward(owner, block, gating, looks)
-            rewrite.edit(owner, [_edit(block, branch, "gate") for branch in gated], add_branch)
+            owner.__dict__["forward"] = BlockForward(owner, block, gating, looks, heads)
+            rewrite.edit(owner, [_edit(block, branch) for branch in gated], add_branch)
     for name, group in units.groups.items():
         if name in sites:
             _require(group.reason, name, "pruned")
@@ -281,10 +311,30 @@ def attach(model: nn.Module, units: Units, gating: Gating) -> None:
     for name in sorted(filter(is_width, sites)):
         _require(_why_no_mask(units, name), name, "gated")
     places = set(units.branches) | set(gating.blocks)
-    unknown = sites - places - {name + TOKENS for name in places} - set(units.groups)
+    tokens = {name + TOKENS for name in places} | {name + OUTPUT for name in gating.blocks}
+    unknown = sites - places - tokens - set(units.groups)
     if unknown:
         msg = f"no such branch, block or group in this model: {', '.join(sorted(unknown))}"
         raise UsdcoreError(msg)
+
+
+def _compute_partly(model: nn.Module, units: Units, gating: Gating) -> dict[str, str]:
+    """Let linear layers compute the entries that gates decide about for each image for those images alone, in place.
+    Returns the group of heads of each block with one such attention.
+    """
+    sites = {site for gate in gating.all() if gate.scope in ("sample", "token") for site in gate.sites}
+    layers = {g.name: linears(model, g) or {} for g in units.groups.values() if g.name in sites and g.reason is None}
+    found: dict[str, str] = {}
+    for block in units.blocks:
+        inside = [unit for unit in units.all if unit.branch is not None and unit.branch in block.branches]
+        heads = [g for unit in inside if isinstance(unit, AttentionUnit) for g in unit.groups if g.kind == "heads"]
+        if len(heads) == 1 and layers.get(heads[0].name):
+            found[block.name] = heads[0].name
+        for group in (g for unit in inside for g in unit.groups if g.kind != "heads" or g.name in found.values()):
+            for path, (entry_of, axis) in layers.get(group.name, {}).items():
+                module = cast("nn.Linear", model.get_submodule(path))
+                module.__dict__["forward"] = PartlyForward(module, gating, group, entry_of, axis)
+    return found
 
 
 def _why_no_mask(units: Units, name: str) -> str | None:
@@ -315,50 +365,16 @@ def detach(model: nn.Module) -> Gating | None:
                 if isinstance(hook, GroupMask | Begin):
                     del hooks[key]
         if isinstance(module.__dict__.get("forward"), BlockForward):
-            del module.__dict__["forward"]
             rewrite.unedit(module, "gate")
+        if isinstance(module.__dict__.get("forward"), BlockForward | PartlyForward):
+            del module.__dict__["forward"]
     close(model)
     return gating
 
 
-class Gone(nn.Module):
-    """What stands where a module was removed, as hosts may ask it for a number or a flag: no tensors, no forward."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        own = set(vars(self))
-        plain = {name: value for name, value in vars(module).items() if name not in own}
-        vars(self).update({name: value for name, value in plain.items() if not isinstance(value, Tensor)})
-        for name in (*module._parameters, *module._buffers):
-            self.register_parameter(name, None)
-        for name, child in module.named_children():
-            self.add_module(name, Gone(child))
-        self.train(module.training)
-
-
-def drop_branch(model: nn.Module, block: BlockUnit, branch: Branch) -> None:
-    """Remove a branch for good, in place: its modules and tensors go, and the block's code no longer has it.
-
-    A tensor leaves an empty one behind: hosts ask whether a scale is None to choose between two codes.
-    """
-    _require(branch.reason, branch.name, "removed")
-    rewrite.edit(model.get_submodule(block.name), [_edit(block, branch, "drop")])
-    for path in branch.modules:
-        parent, _, child = path.rpartition(".")
-        owner = model.get_submodule(parent)
-        setattr(owner, child, Gone(owner.get_submodule(child)))
-    for path in branch.tensors:
-        parent, _, name = path.rpartition(".")
-        owner = model.get_submodule(parent)
-        held: Tensor | None = owner._parameters.pop(name, None)
-        held = owner._buffers.pop(name, None) if held is None else held
-        assert held is not None
-        owner.__dict__[name] = held.new_zeros(0).detach()
-
-
-def _edit(block: BlockUnit, branch: Branch, kind: Literal["gate", "drop"]) -> Edit:
+def _edit(block: BlockUnit, branch: Branch) -> Edit:
     assert branch.sum is not None
-    return branch.sum.edit(kind, block.branches.index(branch) if kind == "gate" else 0)
+    return branch.sum.edit("gate", block.branches.index(branch))
 
 
 def set_mode(model: nn.Module, mode: Mode) -> None:

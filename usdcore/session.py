@@ -3,7 +3,7 @@
     session = Session(model, images, Budget("macs", 0.5, batch_size=32), plan)
     session.begin_phase([strategy, ...])
     for step, (images, target) in enumerate(loader):
-        session.begin_step(step, num_steps, images=images)
+        session.begin_step(step, num_steps, images=images)   # session.host_lr then scales the optimizer's rate
         output = session.model(images)
         loss = session.task_weight * criterion(primary(output), target) + session.loss(output, target)
         loss.backward(); session.after_backward(); optimizer.step(); session.after_step()
@@ -31,9 +31,11 @@ from usdcore.errors import UsdcoreError
 from usdcore.gates import Gating
 from usdcore.measure import Calibration, Execution, calibrate, execute
 from usdcore.nesting import continued
+from usdcore.owngroups import extended
 from usdcore.plans import Drop, Plan
 from usdcore.projection import Limits, Projection, Projector
 from usdcore.runner import attach, detach, gating_of
+from usdcore.steps import rounded_sizes
 from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext, Strategy, unchanged
 from usdcore.surgery import attach_plan, kept_positions, shrink_found
 from usdcore.teachers import Teacher, primary
@@ -87,6 +89,7 @@ class Session:
         gating = detach(model)
         self.units = find_units(model, self.example_inputs)
         if gating is not None:
+            self.units = extended(self.units, gating.groups(model, self.units))
             attach(model, self.units, gating)
         self.dense = dense or cost(self.units)
         self.strategies: list[Strategy] = []
@@ -101,6 +104,9 @@ class Session:
         self.load_dense: Callable[[], nn.Module] | None = None
         #: Strategies are only asked whether they fit (see `Attachment.is_dry`).
         self.is_dry = False
+        #: For a budget of time: what chooses among projections by a share of MACs, and the step of hidden widths.
+        self.settle_time: Callable[[Session, Callable[[float], Projection]], Projection] | None = None
+        self.width_step = 1
         self.parameter_groups: list[ParameterGroup] = []
         self.ctx = StepContext()
         #: Which strategy gave each loss term of the last step.
@@ -151,6 +157,7 @@ class Session:
         self.parameter_groups, self._fewest = site.parameter_groups, site.fewest
         if len(gating.gates):
             host = outputs(self.model, input_shape) if strategies else {}
+            self.units = extended(self.units, gating.groups(self.model, self.units))
             attach(self.model, self.units, gating.train(self.model.training))
             self._tree = Tree(self.units, self.budget.metric, gating.prices)
             if strategies:
@@ -170,11 +177,12 @@ class Session:
         lr: float | None = None,
         ids: Tensor | None = None,
     ) -> None:
-        """Before the forward of a step. `images` are its inputs, which a teacher needs; `lr` is the optimizer's, which
-        a proximal step needs; `ids` [B] (on the CPU) the images' numbers in the training set, if they look the same in
+        """Before the forward of a step. `images` are its inputs, which a teacher needs; `lr` is the schedule's, which a
+        proximal step needs; `ids` [B] (on the CPU) the images' numbers in the training set, if they look the same in
         every epoch.
         """
         self.ctx = StepContext(step, num_steps, epoch, images, lr, ids, mean=self.mean)
+        self.ctx.lr = None if lr is None else lr * self.host_lr
         for strategy in self.strategies:
             strategy.begin_step(self.ctx)
 
@@ -182,6 +190,11 @@ class Session:
     def task_weight(self) -> float:
         """What the strategies want the task's own loss multiplied by."""
         return math.prod(strategy.task_weight() for strategy in self.strategies)
+
+    @property
+    def host_lr(self) -> float:
+        """What the strategies want the learning rate of the model's own weights multiplied by, once a step began."""
+        return math.prod(strategy.host_lr(self.ctx) for strategy in self.strategies)
 
     def losses(self, output: Tensor | tuple[Tensor, ...], target: Tensor) -> dict[str, Tensor]:
         """The strategies' loss terms by name, after the forward. Two strategies' terms must have different names."""
@@ -224,8 +237,10 @@ class Session:
         decisions = [strategy.decide() for strategy in self.strategies]
         execution = self.execution(batches)
         drops = tuple(dict.fromkeys([*(d for decision in decisions for d in decision.drops), *_never(execution)]))
-        sizes = {name: allowed for decision in decisions for name, allowed in decision.sizes.items()}
-        projection = self._project(scores_of(decisions), execution, drops, sizes)
+        scores = scores_of(decisions)
+        sizes = rounded_sizes(self.units, scores, self.width_step)
+        sizes |= {name: allowed for decision in decisions for name, allowed in decision.sizes.items()}
+        projection = self._project(scores, execution, drops, sizes)
         if projection is None:
             static: list[Keep | Drop] = [Drop(branch=name) for name in drops]
             is_dynamic = execution.is_dynamic and self.budget.metric == "macs"
@@ -322,9 +337,13 @@ class Session:
             return None
         spare = self._gate_cost()
         static = None if self.budget.static is None else self.budget.static * self.dense_total - spare
-        limits = Limits(self.budget.target * self.dense_total - spare, static)
         tree = self._tree.with_tokens(execution.tokens) if self._tree.prices else self._tree
-        return Projector(self.units, tree, scores, execution.rates, sizes).project(limits, drops)
+        projector = Projector(self.units, tree, scores, execution.rates, sizes)
+
+        def at(share: float) -> Projection:
+            return projector.project(Limits(share * self.dense_total - spare, static), drops)
+
+        return at(self.budget.target) if self.settle_time is None else self.settle_time(self, at)
 
     def _apply(self, static: Sequence[Keep | Drop], execution: Execution, settle: bool) -> None:
         """Replace the model by a smaller one; weights, and the gates that stay, carry over."""
@@ -337,6 +356,8 @@ class Session:
         self.model, self.units = shrink_found(self.model, self.units, cut, self.example_inputs)
         self.model.train(training)
         attach_plan(self.model, self.units, self.plan, {name: type(made) for name, made in self.known.items()})
+        if self.gating is not None:
+            self.units = extended(self.units, self.gating.groups(self.model, self.units))
         self._tree = Tree(self.units, self.budget.metric, self.gating.prices if self.gating is not None else {})
         if old is not None and self.gating is not None:
             self.gating.carry_over(old)

@@ -270,6 +270,12 @@ class Strategy:
         """What the task's own loss is multiplied by; those of all strategies multiply."""
         return 1.0
 
+    def host_lr(self, ctx: StepContext) -> float:
+        """What the learning rate of the model's own weights is multiplied by in this step (0: they are frozen); those
+        of all strategies multiply.
+        """
+        return 1.0
+
     def after_backward(self, ctx: StepContext) -> None:
         """Gradients are there, the optimizer has not stepped."""
 

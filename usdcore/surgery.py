@@ -13,12 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from usdcore import rewrite
 from usdcore.costs import Cost, cost
+from usdcore.dropping import drop_branch
 from usdcore.errors import UsdcoreError, nearest
 from usdcore.gates import Gating
 from usdcore.multihead import open_up
+from usdcore.owngroups import extended
 from usdcore.passages import module_at
 from usdcore.ragged import gaps_of, lay_out, layout_of, relaid
-from usdcore.runner import attach, drop_branch, gating_of
+from usdcore.runner import attach, gating_of
 from usdcore.units import find_units
 from usdcore.units.find import count
 from usdcore.units.metacopy import forget, held_tensors
@@ -122,7 +124,7 @@ def attach_plan(
         strategy = known.get(record.plugin) or _installed(record)
         gating.add(key, strategy.rebuild(record))
     device = next(model.parameters()).device
-    attach(model, units, gating.to(device).train(model.training))
+    attach(model, extended(units, gating.groups(model, units)), gating.to(device).train(model.training))
 
 
 def _installed(record: Attach) -> type[Strategy]:

@@ -13,7 +13,8 @@ from counting import counted_macs
 from torch import nn
 from zoo import INPUT, gap
 
-from usdcore.costs import Tree, batch_macs
+from usdcore.costs import Tree
+from usdcore.executed import batch_macs
 from usdcore.errors import UsdcoreError
 from usdcore.gates import Draw, ForwardState
 from usdcore.hooks import registry

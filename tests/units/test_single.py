@@ -11,7 +11,8 @@ from units.hosts import DIM, HEADS, INPUT, TOKENS, Layers
 from units.rule_hosts import Bare, Biased, ConvNet, Pooled, Stem
 from zoo import gap, randomise
 
-from usdcore.costs import batch_macs, cost
+from usdcore.costs import cost
+from usdcore.executed import batch_macs
 from usdcore.plans import Keep, Plan
 from usdcore.surgery import shrink
 from usdcore.units import find_units

@@ -35,6 +35,9 @@ class _Options(BaseModel):
         ser_json_inf_nan="constants",
     )
 
+    removed: ClassVar[dict[str, str]] = {}
+    """Options that earlier versions had, and for each what to do instead: a recipe that states one is told that."""
+
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Validate defaults that name another plugin, so that the default "recursive" means that split's options."""
@@ -54,6 +57,9 @@ class PluginConfig(_Options):
     several names. A field that may change when a later phase names the strategy again is declared with
     ``Field(json_schema_extra={"mutable": True})``. A docstring under a field is its description.
     """
+
+    alone: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of sites ("tokens") at which no other strategy of a recipe may act that names them here too."""
 
     use: str
     """The registered name."""

@@ -46,7 +46,7 @@ class Parts:
 def mistakes_together(written: Node, recipe: Recipe | None) -> list[Problem]:
     """What does not go together, as far as the sections are valid. `recipe`: None where one of them is not."""
     parts = _parts_of(recipe) if recipe is not None else _valid_parts(written)
-    checks = (_classes, _warmups, _rates, _mixing, _strategies, _order, _options, _dial)
+    checks = (_classes, _warmups, _rates, _mixing, _strategies, _alone, _order, _options, _dial, _static)
     found = [(path, text) for check in checks for path, text in check(parts)]
     if recipe is not None:
         found += [(path, _NAN) for path in _undefined(written, ())]
@@ -169,6 +169,18 @@ def _strategies(parts: Parts) -> Mistakes:
         )
 
 
+def _alone(parts: Parts) -> Mistakes:
+    """What a strategy puts in a model stays there in later phases, so this holds over all of them."""
+    taken: dict[str, str] = {}
+    for i, phase in enumerate(parts.phases):
+        for j, strategy in enumerate(phase.strategies if phase is not None else ()):
+            for kind in sorted(strategy.alone):
+                other = taken.setdefault(kind, strategy.use)
+                if other != strategy.use:
+                    text = f"{strategy.use} and {other} both act on the {kind} of the model, where only one can"
+                    yield ("phases", i, "strategies", j, "use"), f"{text}; remove one of them"
+
+
 def _order(parts: Parts) -> Mistakes:
     """Names of phases are free, but two of them say what somebody wanted."""
     searches = [i for i, phase in enumerate(parts.phases) if phase is not None and _SEARCH.match(phase.name)]
@@ -228,5 +240,14 @@ def _dial(parts: Parts) -> Mistakes:
     ):
         yield (
             ("evaluate", "dial"),
-            "gates can be turned to other MACs, and this budget is of parameters; leave dial out, or give budget.macs",
+            f"gates can be turned to other MACs, and this budget is of {parts.budget.metric}; leave dial out, or give "
+            "budget.macs",
+        )
+
+
+def _static(parts: Parts) -> Mistakes:
+    if parts.budget is not None and parts.budget.metric == "latency" and parts.budget.static is not None:
+        yield (
+            ("budget", "static"),
+            "a budget of latency is for models without gates, which have nothing but this one bound; leave static out",
         )

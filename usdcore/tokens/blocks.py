@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from usdcore.gates import Gating, Reducer
-from usdcore.plans import TOKENS, is_token_site
+from usdcore.plans import OUTPUT, TOKENS
 
 if TYPE_CHECKING:
     from usdcore.units.types import BlockUnit, Units
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 def varied_blocks(units: Units, gating: Gating) -> dict[str, BlockUnit]:
     """The blocks whose number of tokens gates change: those with a token site, and all after a reducer."""
-    sites = {site for gate in gating.all() for site in gate.sites if is_token_site(site)}
+    sites = {site for gate in gating.all() for site in gate.sites if site.endswith(TOKENS)}
     varied, is_reduced = {}, False
     for block in units.blocks:
         own = {name + TOKENS for name in (block.name, *block.units)}
         is_reduced = is_reduced or bool(own & gating.reducers.keys())
         if is_reduced or sites & own:
             varied[block.name] = block
+        is_reduced = is_reduced or block.name + OUTPUT in gating.reducers
     return varied
 
 
@@ -37,4 +38,6 @@ def fewest_tokens(units: Units, gating: Gating) -> dict[str, int]:
                         reduced = left if isinstance(gate, Reducer) else reduced
             if left is not None:
                 found[branch.name] = left
+        after = gating.reducers.get(block.name + OUTPUT)
+        reduced = reduced if after is None else after.fewest_tokens
     return found

@@ -40,6 +40,10 @@ def token_prices(model: nn.Module, units: Units, blocks: Iterable[BlockUnit]) ->
                 msg = f"{branch.name}: what it costs is not told by its number of tokens, so none can be left out"
                 raise UsdcoreError(msg)
         found |= own
+        for unit in units.all:
+            for group in unit.groups if unit.branch in block.branches else ():  # those that gates bring
+                found.setdefault(("own", group.name), (0, group.own_macs // count, 0))
+                found.setdefault(("pairs", group.name), (0, 0, 0))
     return found
 
 

@@ -46,9 +46,9 @@ def gathered(x_BNC: Tensor, draws: Sequence[TokenDraw], keep: Tensor, run: Run, 
     Images that keep equally many tokens run together, `state.rows` saying which they are.
     """
     outer = state.rows
-    for rows, index in _groups(draws, keep, outer, len(x_BNC)):
+    for rows, index in _groups(draws, keep, outer, x_BNC.shape[0]):
         x = x_BNC if rows is None else x_BNC.index_select(0, rows)
-        where = index[..., None].expand(len(x), index.shape[-1], x.shape[-1])
+        where = index[..., None].expand(x.shape[0], index.shape[-1], x.shape[-1])
         state.rows = outer if rows is None else rows if outer is None else outer[rows]
         made = run(x.gather(1, where))
         state.rows = outer
