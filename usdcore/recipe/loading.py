@@ -53,6 +53,14 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     problems: list[Problem] = []
     allowance = Allowance()
     written = apply_overrides(read_tree(Path(path), problems, allowance), overrides, problems, allowance)
+    recipe = validated(written, problems)
+    if problems or recipe is None:
+        raise RecipeError(_in_order(problems, overrides))
+    return LoadedRecipe(recipe, written)
+
+
+def validated(written: Node, problems: list[Problem]) -> Recipe | None:
+    """The recipe that a tree means; its mistakes are added to `problems`. None where it means none."""
     recipe: Recipe | None = None
     try:
         # As JSON, because only there strict checks still take a list for a tuple and a string for a path.
@@ -64,9 +72,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
         size = f"{MAX_BYTES} bytes or {MAX_VALUES} values"
         text = f"with its defaults written out, the recipe is larger than {size}; use fewer phases or shorter lists"
         problems.append(Problem(written.origin, (), text))
-    if problems or recipe is None:
-        raise RecipeError(_in_order(problems, overrides))
-    return LoadedRecipe(recipe, written)
+    return recipe
 
 
 def _in_order(problems: list[Problem], overrides: Sequence[str]) -> list[Problem]:

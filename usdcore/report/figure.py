@@ -11,12 +11,13 @@ from usdcore.report.structure import StructureDrawing
 from usdcore.report.table import executed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from usdcore.report.result import Result
+    from usdcore.report.result import Layer, Result
 
 CONTROL_MARKERS = ("s", "^", "D", "v", "P", "X")
 
@@ -64,10 +65,15 @@ def structure_figure(result: Result, path_stem: Path) -> tuple[Path, ...]:
     Raises:
         PlotsMissingError: matplotlib is not installed.
     """
-    drawing = StructureDrawing(result)
+    return draw_structure(result.model, result.structure, words.conditions(result), path_stem)
+
+
+def draw_structure(model: str, layers: Sequence[Layer], line: str, path_stem: Path) -> tuple[Path, ...]:
+    """The same of any layers of a model, with a line under the title. Raises: as `structure_figure`."""
+    drawing = StructureDrawing(model, layers, line)
     header = ("block", "gate_network", "unit", "branch", "kept", "dense", "kept_share", "execution_rate")
     rows = []
-    for layer in result.structure:
+    for layer in layers:
         for unit, kept in layer.branches:
             counts = (kept.branch, kept.kept, kept.dense, kept.kept / kept.dense, kept.rate)
             rows.append((layer.block, layer.gate_network, unit, *counts))

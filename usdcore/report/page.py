@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FIGURES = "figures"
+HOME = "usdcore.report"
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def write_report(run_dir: Path) -> Report:
         "notes": notes,
     }
     files = (
-        write_atomic(run_dir / "report.md", _markdown().get_template("report.md.j2").render(page).encode()),
-        write_atomic(run_dir / "report.html", _html().get_template("report.html.j2").render(page).encode()),
+        write_atomic(run_dir / "report.md", markdown_environment().get_template("report.md.j2").render(page).encode()),
+        write_atomic(run_dir / "report.html", html_environment().get_template("report.html.j2").render(page).encode()),
         *figures,
     )
     return Report(result, files, notes)
@@ -69,22 +70,24 @@ def _write_figures(result: Result, run_dir: Path) -> tuple[tuple[Path, ...], tup
         return (), (str(missing),)
 
 
-def _html() -> jinja2.Environment:
-    environment = _environment(autoescape=True)
+def html_environment(package: str = HOME) -> jinja2.Environment:
+    """For pages whose templates lie in `package`, or here: values are escaped, `inline_svg` puts a figure in."""
+    environment = _environment(package, autoescape=True)
     environment.filters["inline_svg"] = _inline_svg
     return environment
 
 
-def _markdown() -> jinja2.Environment:
+def markdown_environment(package: str = HOME) -> jinja2.Environment:
+    """The same for Markdown: values are escaped, `table` makes a table of a `Table`."""
     # HTML's escapes are not Markdown's: each printed value is escaped here instead, unless a filter made Markdown.
-    environment = _environment(autoescape=False, finalize=_markdown_value)
+    environment = _environment(package, autoescape=False, finalize=_markdown_value)
     environment.filters["table"] = _markdown_table
     return environment
 
 
-def _environment(**options: Any) -> jinja2.Environment:
+def _environment(package: str, **options: Any) -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.PackageLoader("usdcore.report"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in dict.fromkeys((package, HOME))]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

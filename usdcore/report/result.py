@@ -185,6 +185,8 @@ class Phase(Record):
     name: Line
     epochs: float
     seconds: float
+    waited: float | None = None
+    """The share of its last epoch's time that was spent waiting for data."""
     strategies: tuple[Line, ...] = ()
     macs_after: float | None = None
     top1_after: float | None = None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from usdcore.report import canvas, text, words
+from usdcore.report import canvas, text
 from usdcore.report.result import KeptAttention
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from usdcore.report.result import Kept, Layer, Result
+    from usdcore.report.result import Kept, Layer
 
 ROW = 0.205
 BAR = 0.165
@@ -37,13 +39,13 @@ SMALL: dict[str, Any] = {"fontsize": 7.5, "color": canvas.MUTED, "va": "center"}
 
 
 class StructureDrawing:
-    """One figure; `width` and `height` are in inches and grow with the number of branches."""
+    """One figure; `width` and `height` are in inches and grow with the number of branches. `line`: under the title."""
 
-    def __init__(self, result: Result) -> None:
-        self.result = result
-        self.gated = any(kept.rate is not None for layer in result.structure for _, kept in layer.branches)
+    def __init__(self, model: str, layers: Sequence[Layer], line: str) -> None:
+        self.model, self.layers, self.line = model, layers, line
+        self.gated = any(kept.rate is not None for layer in layers for _, kept in layer.branches)
         self.width = (RATE_X + RATE_WIDTH if self.gated else BAR_X + BAR_WIDTH) + 0.28
-        self.height = HEAD + sum(_height(layer) for layer in result.structure) + FOOT
+        self.height = HEAD + sum(_height(layer) for layer in layers) + FOOT
 
     def draw(self, figure: Figure) -> None:
         """Draw everything on one set of axes in inches, y downwards."""
@@ -53,16 +55,16 @@ class StructureDrawing:
         axes.set_axis_off()
         self._head(axes)
         y = HEAD
-        for layer in self.result.structure:
+        for layer in self.layers:
             self._layer(axes, layer, y)
             y += _height(layer)
         self._foot(axes, y + 0.2)
 
     def _head(self, axes: Axes) -> None:
-        title = f"{text.shorten(self.result.model, 64)}: what is kept of each layer"
+        title = f"{text.shorten(self.model, 64)}: what is kept of each layer"
         room = self.width - NAME_X - 0.28
         canvas.heading(axes, (NAME_X, 0.43), title, room, bold=True)
-        canvas.heading(axes, (NAME_X, 0.66), words.conditions(self.result), room)
+        canvas.heading(axes, (NAME_X, 0.66), self.line, room)
         axes.text(NAME_X, HEAD - 0.16, "block / gate network" if self.gated else "block", **SMALL)
         axes.text(BAR_X, HEAD - 0.16, "kept, of the dense model", **SMALL)
         if self.gated:

@@ -80,7 +80,8 @@ def _removed_sentence(result: Result) -> str:
         "width": "channels of the residual stream",
     }
     parts = [f"{nouns.get(kind, kind)} {text.percent(share)}" for kind, share in result.removed.items() if share > 0]
-    return f"Of the dense model's {metric(result)} went for good with: {', '.join(parts)}." if parts else ""
+    counted = METRICS["macs"] if result.budget.metric == "latency" else metric(result)  # no part has a time of its own
+    return f"Of the dense model's {counted} went for good with: {', '.join(parts)}." if parts else ""
 
 
 def promise(result: Result, row: Evaluation) -> str:
