@@ -195,7 +195,7 @@ def equal(one: Path, other: Path) -> bool:
 def _numbers(folder: Path) -> Any:
     def without(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: without(v) for k, v in value.items() if k not in ("seconds", "date", "latency")}
+            return {k: without(v) for k, v in value.items() if k not in ("seconds", "date", "latency", "waited")}
         return [without(v) for v in value] if isinstance(value, list) else value
 
     return without(json.loads((folder / "result.json").read_text()))
@@ -203,7 +203,7 @@ def _numbers(folder: Path) -> Any:
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clock = ("time", "images_per_second", "seconds")
+    clock = ("time", "images_per_second", "seconds", "waited")
     return [{key: value for key, value in line.items() if key not in clock} for line in lines]
 
 

@@ -39,6 +39,8 @@ def imported(tmp_path: Path, code: str) -> list[str]:
         ["--version"],
         ["plugins", "list"],
         ["plugins", "show", "usdc-static"],
+        ["plugins", "docs", "--out", "pages"],
+        ["plugins", "new", "my-method"],
         ["recipe", "validate", "x.yaml"],
         ["recipe", "show", "x.yaml"],
         ["recipe", "schema"],
@@ -50,7 +52,9 @@ def test_commands_that_must_be_cheap(tmp_path: Path, arguments: list[str]) -> No
     assert imported(tmp_path, f"from usdcore.cli import main\nassert main({arguments}) == {code}") == []
 
 
-@pytest.mark.parametrize("module", ["usdcore", "usdcore.errors", "usdcore.hooks", "usdcore.recipe", "usdcore.cli"])
+@pytest.mark.parametrize(
+    "module", ["usdcore", "usdcore.errors", "usdcore.hooks", "usdcore.recipe", "usdcore.cli", "usdcore.testing"]
+)
 def test_modules_that_must_be_cheap(tmp_path: Path, module: str) -> None:
     assert imported(tmp_path, f"import {module}") == []
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from usdcore import latency
 from usdcore.errors import UsdcoreError
-from usdcore.latency import measure_latency
+from usdcore.latency import Timing, measure_latency
 
 SHAPE = (3, 4, 4)
 
@@ -33,11 +33,12 @@ class Probe(nn.Module):
 @pytest.fixture(autouse=True)
 def short_rounds(monkeypatch):
     monkeypatch.setattr(latency, "ROUND_SECONDS", 1e-3)
+    monkeypatch.setattr(latency, "WARM_UP_SECONDS", 0)
 
 
 def test_every_model_has_a_row_for_every_batch_size():
     models = {"dense": nn.Flatten(), "small": Probe(), "half": Probe().half()}
-    rows = measure_latency(models, SHAPE, [1, 3], repeats=3)
+    rows = measure_latency(models, SHAPE, [1, 3], Timing(rounds=3))
     assert list(rows) == ["dense", "small", "half"]
     for name, found in rows.items():
         assert [row["batch_size"] for row in found] == [1, 3]
@@ -51,7 +52,7 @@ def test_every_model_has_a_row_for_every_batch_size():
 
 def test_the_ratio_is_to_the_first_model():
     models = {"fast": Probe(seconds=0.001), "slow": Probe(seconds=0.005)}
-    rows = measure_latency(models, SHAPE, [1], repeats=3)
+    rows = measure_latency(models, SHAPE, [1], Timing(rounds=3))
     assert 2 < rows["slow"][0]["ratio_to_dense"] < 7
     assert rows["slow"][0]["median_ms"] > 5
 
@@ -60,9 +61,11 @@ def test_rounds_are_interleaved_and_see_the_same_images():
     calls = []
     models = {name: Probe(name, calls) for name in "abc"}
     inputs = torch.arange(5.0).reshape(5, 1, 1, 1).expand(5, *SHAPE)
-    measure_latency(models, SHAPE, [2], repeats=4, inputs=inputs)
+    measure_latency(models, SHAPE, [2], Timing(rounds=4), inputs=inputs)
     order = [name for name, _ in itertools.groupby(calls, key=lambda call: call[0])]
-    assert order == list("abc") * 4
+    rounds = [order[i : i + 3] for i in range(0, 12, 3)]
+    assert all(sorted(names) == list("abc") for names in rounds)
+    assert len(set(map(tuple, rounds))) > 1
     for name in "abc":
         seen = [images for images, _ in itertools.groupby(call[1] for call in calls if call[0] == name)]
         assert seen == [[0, 1], [2, 3], [4, 0], [1, 2]]
@@ -70,15 +73,17 @@ def test_rounds_are_interleaved_and_see_the_same_images():
 
 def test_few_images_are_tiled_to_the_batch():
     probe = Probe()
-    measure_latency({"a": probe}, SHAPE, [5], repeats=1, inputs=torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, *SHAPE))
+    measure_latency(
+        {"a": probe}, SHAPE, [5], Timing(rounds=1), inputs=torch.arange(2.0).reshape(2, 1, 1, 1).expand(2, *SHAPE)
+    )
     assert probe.calls[0][1] == [0, 1, 0, 1, 0]
 
 
 def test_images_without_inputs_are_the_same_every_time():
     first, second = Probe(), Probe()
-    measure_latency({"a": first}, SHAPE, [2], repeats=1)
+    measure_latency({"a": first}, SHAPE, [2], Timing(rounds=1))
     torch.rand(3)
-    measure_latency({"a": second}, SHAPE, [2], repeats=1)
+    measure_latency({"a": second}, SHAPE, [2], Timing(rounds=1))
     assert first.calls[0][1] == second.calls[0][1]
 
 
@@ -88,7 +93,7 @@ def test_models_run_in_eval_and_come_back_as_they_were():
     probe.inner.eval()
     threads = torch.get_num_threads()
     random_state = torch.get_rng_state()
-    rows = measure_latency({"a": probe}, SHAPE, [1], repeats=1, threads=threads + 1)
+    rows = measure_latency({"a": probe}, SHAPE, [1], Timing(rounds=1, threads=threads + 1))
     assert {call[3] for call in probe.calls} == {(False, False, True, threads + 1)}
     assert rows["a"][0]["threads"] == threads + 1
     assert (probe.training, probe.inner.training) == (True, False)
@@ -104,7 +109,7 @@ class OutOfMemory(nn.Module):
 def test_a_batch_that_does_not_fit_is_the_users_to_mend_and_the_modes_come_back():
     model = OutOfMemory()
     with pytest.raises(UsdcoreError, match="batch of 64 does not fit into the memory of cpu"):
-        measure_latency({"a": model}, SHAPE, [64], repeats=1)
+        measure_latency({"a": model}, SHAPE, [64], Timing(rounds=1))
     assert model.training
 
 
@@ -114,7 +119,7 @@ def test_a_batch_that_does_not_fit_is_the_users_to_mend_and_the_modes_come_back(
         ({"models": {}}, "no model was given"),
         ({"batch_sizes": []}, "must be one or more numbers from 1 up"),
         ({"batch_sizes": [4, 0]}, "must be one or more numbers from 1 up"),
-        ({"repeats": 0}, "at least one round"),
+        ({"timing": Timing(rounds=0)}, "at least one round"),
         ({"inputs": torch.zeros(2, 3, 5, 5)}, r"images of shape \(N, 3, 4, 4\) are needed"),
         ({"inputs": torch.zeros(0, *SHAPE)}, "with N from 1 up"),
     ],
@@ -141,6 +146,6 @@ def test_cuda_is_synchronised_and_models_go_home():
             return out
 
     models = {"one": Multiply(1), "eight": Multiply(8)}
-    rows = measure_latency(models, SHAPE, [1], repeats=5, device="cuda")
+    rows = measure_latency(models, SHAPE, [1], Timing(rounds=5, device="cuda"))
     assert 5 < rows["eight"][0]["ratio_to_dense"] < 11
     assert models["one"].weight.device.type == "cpu"

@@ -206,7 +206,7 @@ def _decisions(model: nn.Module, images: Tensor) -> set[str]:
     """The sites that gates decide about in a forward."""
     model(images.to(next(model.parameters()).dtype))
     gating = gating_of(model)
-    return set(gating.state.draws) if gating is not None else set()
+    return set(gating.state.draws) | gating.state.asked & gating.reducers.keys() if gating is not None else set()
 
 
 def _float_type(path: Path, tensors: Iterable[Tensor | Entry]) -> torch.dtype | None:

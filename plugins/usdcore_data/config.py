@@ -71,7 +71,8 @@ class TimmConfig(DataConfig):
     eval_subset: int | None = Field(default=None, ge=1)
     """Evaluate on so many images only, the first of a fixed shuffle."""
     cache: bool = False
-    """Decode every image once and keep it in memory as bytes (3 * input_size^2 each)."""
+    """Decode every image at the start and keep it in memory as bytes (3 * input_size^2 each). Without it a split of up
+    to 256 MiB is kept as well, each image from when it is first read."""
     download: bool = False
     """Let torchvision download what is missing under root."""
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .tensors import Pixels
 
 _SUBSET_SEED = 0
+HELD_BYTES = 2**28
+"""A split whose images take no more than this once they are resized is decoded once, and kept in memory."""
 _DEIT = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "re_count": 1}
 """DeiT's. Its repeated augmentation is a sampler's matter and is left out."""
 
@@ -55,6 +57,26 @@ class DecodedPixels:
         for row, index in zip(out, indices, strict=True):
             row[...] = self.geometry(self.source.image(self.chosen[index])).numpy()
         return out
+
+
+class KeptPixels:
+    """Files decoded when they are first asked for, and held from then on."""
+
+    def __init__(self, decoded: DecodedPixels) -> None:
+        self.decoded = decoded
+        self.is_held = np.zeros(len(decoded.chosen), bool)
+        self.held: np.ndarray | None = None
+
+    def pixels(self, indices: Sequence[int]) -> np.ndarray:
+        """Bytes [B, 3, S, S], a fresh array."""
+        wanted = np.asarray(indices, np.int64)
+        if self.held is None:
+            self.held = np.empty((len(self.is_held), 3, self.decoded.size, self.decoded.size), np.uint8)
+        missing = np.unique(wanted[~self.is_held[wanted]])
+        if len(missing):
+            self.held[missing] = self.decoded.pixels(missing.tolist())
+            self.is_held[missing] = True
+        return self.held[wanted]
 
 
 class PilImages(Dataset[Item]):
@@ -107,7 +129,11 @@ class _Part:
         self.labels = [source.labels[index] for index in self.chosen]
         self.config = config
         decoded = DecodedPixels(source, self.chosen, config)
-        self.pixels: Pixels = ArrayPixels(decoded.pixels(range(len(self.chosen)))) if config.cache else decoded
+        self.pixels: Pixels = decoded
+        if config.cache:
+            self.pixels = ArrayPixels(decoded.pixels(range(len(self.chosen))))
+        elif len(self.chosen) * 3 * config.input_size**2 <= HELD_BYTES:
+            self.pixels = KeptPixels(decoded)
 
     def original(self, index: int) -> Image.Image:
         return self.source.image(self.chosen[index])

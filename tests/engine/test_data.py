@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from usdcore.engine.data import (
     DataSets,
     EpochOrder,
     SeededDataset,
+    Waited,
     eval_loader,
     sample_seed,
     steps_per_epoch,
@@ -211,3 +213,18 @@ def test_an_error_of_the_data_stays_one_clean_message(workers):
     with pytest.raises(UsdcoreError) as caught:
         list(loader)
     assert str(caught.value) == "data: can't read the image two.png: replace it"
+
+
+def test_waiting_for_data_is_told_from_working_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("usdcore.engine.data.time.perf_counter", lambda: now[0])
+
+    def loader() -> Iterator[int]:
+        for batch in range(3):
+            now[0] += 2.0
+            yield batch
+
+    batches = Waited(loader())
+    for _ in batches:
+        now[0] += 10.0
+    assert batches.seconds == 6.0

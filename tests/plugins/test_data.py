@@ -16,6 +16,7 @@ from usdcore.errors import UsdcoreError
 from usdcore_data.config import DigitsConfig, TimmConfig
 from usdcore_data.digits import Digits
 from usdcore_data.folders import TimmData, _training_transform
+from usdcore_data.source import Source
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 
@@ -141,6 +142,18 @@ def test_basic_augmentation_crops_and_flips(folder):
         raw = (image * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)).mul(255).round().int()
         seen.add(variants[raw.numpy().tobytes()])
     assert len(seen) == 18
+
+
+def test_a_small_split_is_decoded_once(folder, monkeypatch):
+    data, read = load(folder), []
+    decode = Source.image
+    monkeypatch.setattr(Source, "image", lambda self, index: read.append((self.where, index)) or decode(self, index))
+    first = [data.test[index][0] for index in (1, 0, 1)]
+    assert len(read) == 2
+    assert torch.equal(data.test[1][0], first[0])
+    assert len(read) == 2
+    monkeypatch.setattr("usdcore_data.folders.HELD_BYTES", 0)
+    assert torch.equal(load(folder).test[1][0], first[0])
 
 
 @pytest.mark.parametrize("augment", ["none", "basic", "deit"])

@@ -12,7 +12,7 @@ from usdcore.report import text
 if TYPE_CHECKING:
     from usdcore.report.result import Measured, Result
 
-Kind = Literal["count", "percent", "points", "fraction"]
+Kind = Literal["count", "percent", "points", "fraction", "times"]
 Model = Literal["compressed", "dense", "narrow"]
 
 TITLES: dict[str, tuple[str, Kind]] = {
@@ -27,15 +27,17 @@ TITLES: dict[str, tuple[str, Kind]] = {
     "gate_macs": ("gates' MACs", "count"),
     "gate_flops": ("gates' FLOPs", "count"),
     "searched": ("searched, of dense", "fraction"),
+    "speedup": ("faster than dense", "times"),
 }
 """By key: the title and how it is printed.
 
 `macs` and `static_share` are with every gate on. `block_share` leaves embedding, classifier and gates out, but not out
 of the dense model that it divides by. `gate_flops` is the paper's count, 2 * in * out + out of each linear map.
-`searched` is what the search came to by itself, before any projection.
+`searched` is what the search came to by itself, before any projection. `speedup` is how much
+faster than the dense model it ran, side by side, at a batch size that the recipe's `latency` names.
 """
 
-_AT_BATCH = ("top1", "executed_macs")
+_AT_BATCH = ("top1", "executed_macs", "speedup")
 _WITH_BATCH = re.compile(r"([a-z0-9_]+)@([1-9][0-9]{0,7})")
 
 
@@ -65,20 +67,23 @@ def parse_column(key: str) -> Column:
     if found := _WITH_BATCH.fullmatch(key):
         quantity, batch_size = found[1], int(found[2])
         if quantity in TITLES and quantity not in _AT_BATCH:
-            raise ValueError(f"{key!r}: only {' and '.join(_AT_BATCH)} are measured at several batch sizes")
+            raise ValueError(f"{key!r}: only {', '.join(_AT_BATCH)} are measured at several batch sizes")
     if quantity not in TITLES:
         raise ValueError(f"there is no column {key!r}; {nearest(quantity, TITLES)}")
+    if quantity == "speedup" and batch_size is None:
+        raise ValueError(f"{key!r}: at which batch size? write speedup@1")
     return Column(key, quantity, batch_size)
 
 
 def measured(column: Column, result: Result, model: Model) -> float | None:
     """A run's number. None: the run has none. Top-1 in percent, `drop` in points, shares as fractions."""
-    if column.batch_size is not None:
-        return _at_batch(column, result) if model == "compressed" else None
-    own = _model(result, model)
+    own, dense = _model(result, model), result.dense
     if own is None:
         return None
-    dense = result.dense
+    if column.quantity == "speedup":
+        return next((1 / row.ratio_to_dense for row in own.latency if row.batch_size == column.batch_size), None)
+    if column.batch_size is not None:
+        return _at_batch(column, result) if model == "compressed" else None
     match column.quantity:
         case "params":
             return own.params
@@ -142,6 +147,8 @@ def show(column: Column, value: float) -> str:
             return f"{value:.2f} %"
         case "points":
             return f"{value:.2f}"
+        case "times":
+            return f"{value:.2f}x"
 
 
 def show_claim(column: Column, value: float) -> str:
@@ -156,6 +163,8 @@ def show_claim(column: Column, value: float) -> str:
             return f"{value:g} %"
         case "points":
             return f"{value:g}"
+        case "times":
+            return f"{value:g}x"
 
 
 def show_spread(column: Column, value: float) -> str:
@@ -165,13 +174,13 @@ def show_spread(column: Column, value: float) -> str:
             return text.count(value)
         case "fraction":
             return f"{100 * value:.2f}"
-        case "percent" | "points":
+        case "percent" | "points" | "times":
             return f"{value:.2f}"
 
 
 def difference(column: Column, ours: float, papers: float) -> tuple[float, str]:
-    """Ours against the paper's: points for accuracies and shares, percent of theirs for counts; and in words."""
-    if column.kind == "count":
+    """Ours against the paper's: points for accuracies and shares, else percent of theirs; and in words."""
+    if column.kind in ("count", "times"):
         value = 100 * (ours / papers - 1) if papers else 0.0
         return value, f"{value:+.2f} %"
     value = 100 * (ours - papers) if column.kind == "fraction" else ours - papers

@@ -37,7 +37,9 @@ def _words(found: dict[str, Any]) -> str:
         names = ", ".join(phase["strategies"]) or "plain training"
         lines.append(f"phase {phase['name']}: {phase['epochs']} epochs, {names}")
         if phase["least"] is not None:
-            lines.append(f"  can go down to {phase['least']:.4f} of the dense {found['budget']['metric']}")
+            metric = found["budget"]["metric"]
+            counted = "macs; a run measures its time" if metric == "latency" else metric
+            lines.append(f"  can go down to {phase['least']:.4f} of the dense {counted}")
     memory = found["memory_bytes"]
     lines.append(f"weights, gradients and AdamW's state: {memory / 2**20:,.1f} MiB, before activations")
     if found["teacher_bytes"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from usdcore.errors import UsdcoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence, Sized
+    from collections.abc import Iterable, Iterator, Sequence, Sized
 
     from usdcore.hooks.config import DataConfig
 
@@ -189,6 +190,20 @@ def eval_loader(
     firsts = range(turn[0] * batch_size, len(order), turn[1] * batch_size)
     order = [index for first in firsts for index in order[first : first + batch_size]]
     return _Loader(dataset, batch_size=batch_size, sampler=order, **_loading(workers, pin_memory))
+
+
+class Waited:
+    """Iterates over a loader, and adds up the seconds until each batch was there: those in which nothing is trained."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader, self.seconds = loader, 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        asked = time.perf_counter()
+        for batch in self.loader:
+            self.seconds += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
 
 
 class _Loader(DataLoader[Any]):

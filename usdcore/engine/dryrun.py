@@ -8,6 +8,7 @@ import torch
 
 from usdcore.engine.preflight import locating, mistakes_at, notes, preflight, try_out
 from usdcore.engine.setup import Strategies, build_model, make_base, make_budget
+from usdcore.engine.timed import require_static
 from usdcore.plans import Plan
 from usdcore.session import Session
 from usdcore.teachers import no_dense
@@ -45,7 +46,7 @@ def dry_run(recipe: Recipe, written: Node | None = None) -> dict[str, Any]:
         "attention": len(session.units.attention),
         "ffn": len(session.units.ffn),
         "blocks": len(session.units.blocks),
-        "budget": {"metric": session.budget.metric, "target": session.budget.target},
+        "budget": {"metric": recipe.budget.metric, "target": recipe.budget.target},
         "phases": phases,
         "memory_bytes": TRAINING_BYTES * session.dense.params,
         "teacher_bytes": sum(p.nbytes for t in session.teachers.values() for p in t.model.parameters()),
@@ -66,6 +67,8 @@ def _phases(recipe: Recipe, session: Session, written: Node | None) -> Iterator[
         if new:
             with locating(("phases", index), written):
                 session.begin_phase(new)
+                if recipe.budget.metric == "latency":
+                    require_static(session)
         least = session.least() if is_first else None
         yield {"name": phase.name, "epochs": phase.epochs, "strategies": [s.config.use for s in named], "least": least}
     made = strategies.made

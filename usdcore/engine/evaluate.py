@@ -110,7 +110,7 @@ def _sum(batches: list[Any]) -> Execution:
 def set_scope(gating: Gating | None, scope: Literal["batch", "sample"]) -> None:
     """Let the dynamic gates decide for the whole batch or for each sample."""
     for gate in gating.all() if gating is not None else ():
-        if gate.scope != "static":
+        if gate.scope in ("batch", "sample"):
             gate.scope = scope
 
 

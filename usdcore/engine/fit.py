@@ -18,7 +18,7 @@ from timm.utils import ModelEmaV3
 
 from usdcore.engine.buckets import average_step
 from usdcore.engine.carry import Carried, put, put_tensors, take
-from usdcore.engine.data import EpochOrder, sample_seed, steps_per_epoch, train_loader
+from usdcore.engine.data import EpochOrder, Waited, sample_seed, steps_per_epoch, train_loader
 from usdcore.engine.guard import BadNumbers, Guard, NotFinite, Place, agreed, bad_weight, find_cause, gradient_norm
 from usdcore.engine.optim import Objective, Schedule, model_optimizer, strategy_optimizer
 from usdcore.engine.processes import ALONE
@@ -117,6 +117,8 @@ class Fit:
         self.state, self.watch = FitState(), Watch(session, around.processes)
         self.sums: dict[str, Tensor] = {}
         self._order: tuple[int, Tensor] | None = None
+        #: The share of the last epoch's time that was spent waiting for data.
+        self.waited: float | None = None
         if carried is not None:
             self._take_over(carried)
         self._guard()
@@ -185,8 +187,8 @@ class Fit:
         epoch = self.stage.first_epoch + self.state.epoch
         pin, rows = around.device.type == "cuda", None if around.processes.world == 1 else self._rows
         loader = train_loader(around.data, around.data_config, around.seed, epoch, first, rows=rows, pin_memory=pin)
-        images_seen = 0
-        for images, target in loader:
+        images_seen, batches = 0, Waited(loader)
+        for images, target in batches:
             terms = self._step(images.to(around.device, non_blocking=True), target.to(around.device, non_blocking=True))
             for name, term in terms.items():
                 self.sums[name] = self.sums[name] + term if name in self.sums else term
@@ -197,9 +199,10 @@ class Fit:
                 keeper.after_step(self)
         self._look_at_weights()
         means = {name: float(total) / self.state.step for name, total in self.sums.items()}
-        rate = images_seen / max(time.perf_counter() - started, 1e-9)
-        self.sums = {}
-        around.log.epoch(self.stage.name, self.state.epoch, self.stage.epochs, means, rate)
+        seconds = max(time.perf_counter() - started, 1e-9)
+        self.sums, self.waited = {}, batches.seconds / seconds
+        rate = images_seen / seconds
+        around.log.epoch(self.stage.name, self.state.epoch, self.stage.epochs, means, rate, self.waited)
         keeper.collapsed(self, self.watch.epoch())
 
     def _look_at_weights(self) -> None:
@@ -242,6 +245,9 @@ class Fit:
         self._set_rates(update)
         ids, steps = self._ids(), self.steps * self.stage.epochs
         self.session.begin_step(update, steps, self.state.epoch, images, _lr(self.optimizer), ids)
+        scale = self.session.host_lr
+        for group in self.optimizer.param_groups if scale != 1.0 else ():
+            group["lr"] *= scale
         with self.around.amp():
             with self._own_draws(seed):
                 output = self.model(images)

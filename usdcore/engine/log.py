@@ -15,6 +15,9 @@ from usdcore.files import append_line, whole_lines, write_atomic
 if TYPE_CHECKING:
     from pathlib import Path
 
+#: A share of an epoch that is worth a word to people.
+WAITING = 0.1
+
 
 class RunLog:
     """A bar on a terminal; elsewhere a plain line at most every `interval` seconds, and at the end of each stage."""
@@ -54,16 +57,27 @@ class RunLog:
             self._task = (stage, self._progress.add_task(stage, total=epochs, words=""))
         self._progress.update(self._task[1], completed=epoch + share, words=self._words)
 
-    def epoch(self, stage: str, epoch: int, epochs: int, means: dict[str, float], images_per_second: float) -> None:
-        """An epoch is done."""
-        self.write(stage=stage, epoch=epoch, images_per_second=round(images_per_second, 1), **means)
+    def epoch(
+        self,
+        stage: str,
+        epoch: int,
+        epochs: int,
+        means: dict[str, float],
+        images_per_second: float,
+        waited: float,
+    ) -> None:
+        """An epoch is done; for the share `waited` of its time there were no data to train on."""
+        rate = round(images_per_second, 1)
+        self.write(stage=stage, epoch=epoch, images_per_second=rate, waited=round(waited, 4), **means)
         parts = [f"{name} {value:.4f}" for name, value in means.items()]
         self._words = "  ".join(parts)
         is_last = epoch + 1 == epochs
         if not sys.stderr.isatty() and (is_last or time.monotonic() - self._last > self.interval):
             self._last = time.monotonic()
-            rate = f"{images_per_second:.0f} images/s"
-            self.console.print(f"{stage} {epoch + 1}/{epochs}  {self._words}  {rate}", markup=False, soft_wrap=True)
+            words = f"{images_per_second:.0f} images/s" + (
+                f", {waited:.0%} waiting for data" if waited > WAITING else ""
+            )
+            self.console.print(f"{stage} {epoch + 1}/{epochs}  {self._words}  {words}", markup=False, soft_wrap=True)
 
     def rewind(self, lines: int) -> None:
         """Forget what was written after the checkpoint that the run goes on from, and a line that was torn off."""
@@ -94,7 +108,15 @@ class SilentLog(RunLog):
     def tick(self, stage: str, epoch: int, epochs: int, share: float) -> None:
         """Nothing."""
 
-    def epoch(self, stage: str, epoch: int, epochs: int, means: dict[str, float], images_per_second: float) -> None:
+    def epoch(
+        self,
+        stage: str,
+        epoch: int,
+        epochs: int,
+        means: dict[str, float],
+        images_per_second: float,
+        waited: float,
+    ) -> None:
         """Nothing."""
 
     def rewind(self, lines: int) -> None:

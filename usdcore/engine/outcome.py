@@ -13,6 +13,8 @@ import torch
 
 from usdcore.artifact import create, read_plan
 from usdcore.costs import cost
+from usdcore.engine.timed import met
+from usdcore.machine import device_words
 from usdcore.plans import Keep, Plan
 from usdcore.report.result import FORMAT
 from usdcore.runner import gating_of
@@ -75,13 +77,15 @@ def make_result(run: Run, latency: dict[str, list[dict[str, Any]]]) -> dict[str,
         "eval": facts["eval"],
         "dial": facts["dial"],
         "structure": _structure(dense_units, units, plan, facts["rates"]),
-        "removed": removed(dense_units, plan, recipe.budget.metric),
+        "removed": removed(dense_units, plan, "params" if recipe.budget.metric == "params" else "macs"),
         "gates": _gates(gating, facts["rates"]),
         "phases": facts["phases"],
         "warnings": facts["warnings"],
         "provenance": provenance(run),
     }
     result["budget"] = _budget(run, result["dense"], result["compressed"])
+    if "timed" in facts:
+        result["budget"]["found"] = facts["timed"]
     if recipe.note:
         result["note"] = recipe.note
     return result
@@ -92,7 +96,7 @@ def provenance(run: Run) -> dict[str, Any]:
     packages = ("usdcore", "torch", "timm", "numpy", "safetensors")
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "device": _device_words(run.device),
+        "device": device_words(run.device),
         "threads": torch.get_num_threads(),
         "processes": run.processes.world,
         "seed": run.recipe.seed,
@@ -114,19 +118,25 @@ def _budget(run: Run, dense: dict[str, Any], compressed: dict[str, Any]) -> dict
 
     The promise: within 0.5 % of the dense model on calibration images (or, without gates, by count), on evaluation
     images within 1 % plus two standard errors, the search itself within 5 % before any projection, and the shrunk model
-    with all gates on at most 0.5 % above its own bound, where there is one.
+    with all gates on at most 0.5 % above its own bound, where there is one. Of a budget of time: as `timed.met` says.
     """
     stated, facts, metric = run.recipe.budget, run.facts, run.recipe.budget.metric
-    target = stated.target
-    static = compressed[metric] / dense[metric]
+    target, counted = stated.target, "params" if metric == "params" else "macs"
+    static = compressed[counted] / dense[counted]
     achieved = compressed["executed_macs"] / dense["macs"] if metric == "macs" else static
     calibrated = facts.get("calibrated", achieved)
     tolerance = 0.01 + 2 * facts["standard_error"] / dense["macs"] if "calibrated" in facts else 0.005
     searched = facts.get("searched")
     reasons = []
+    if metric == "latency":
+        row = next(row for row in compressed["latency"] if row["batch_size"] == stated.batch_size)
+        achieved, tolerance, why = met(row, target)
+        static = achieved
+        calibrated, searched = target, None if searched is None else searched / facts["timed"]["macs"] * target
+        reasons += [why] if why else []
     if abs(calibrated - target) > 0.005:
         reasons.append(f"{calibrated:.4f} on calibration images for {target:g} asked")
-    if abs(achieved - target) > tolerance:
+    if metric != "latency" and abs(achieved - target) > tolerance:
         reasons.append(f"{achieved:.4f} on evaluation images for {target:g} asked")
     if searched is not None and abs(searched - target) > 0.05:
         reasons.append(f"the search itself came to {searched:.4f}, more than 0.05 from {target:g}")
@@ -136,7 +146,7 @@ def _budget(run: Run, dense: dict[str, Any], compressed: dict[str, Any]) -> dict
         "metric": metric,
         "target": target,
         "achieved": achieved,
-        "calibrated": calibrated,
+        "calibrated": None if metric == "latency" else calibrated,
         "after_search": searched,
         "static": static,
         "batch_size": stated.batch_size,
@@ -209,17 +219,6 @@ def _units(base: Base, plan: Plan) -> Units:
     example = torch.zeros(1, *base.input_shape, device="meta")
     units: Units = find_units(shrink(model, plan, example), example)
     return units
-
-
-def _device_words(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from usdcore.engine.keep import Epochs
 from usdcore.engine.own import mine
 from usdcore.engine.setup import Strategies, build_model, make_base, make_budget
 from usdcore.engine.spread import batch_norm_warning, notes
+from usdcore.engine.timed import TimedBudget, latency_ratios
 from usdcore.errors import UsdcoreError
 from usdcore.plans import Plan, parse_plan
 from usdcore.session import PhaseEnd, Session
@@ -54,6 +56,8 @@ class Run:
         self.stage = 0
         self.before = 0.0
         self.carried: Carried | None = None
+        self.timed: TimedBudget | None = None
+        self.waited: float | None = None
         self.keeper = Epochs(self)
         self._started = time.monotonic()
         self._saved: dict[str, Any] | None = None
@@ -90,7 +94,7 @@ class Run:
                     self._go_back(fit, bad)
             # What follows can be made again from here.
             self.keeper.write(fit)
-        carried = fit.carry() if carries else None
+        carried, self.waited = fit.carry() if carries else None, fit.waited
         fit.finish()
         return carried
 
@@ -157,6 +161,8 @@ class Run:
         carried = self.fit(stage, phase, carries=carries)
         end = self.session.end_phase(self.calibration()) if names else None
         self.require_same(f"the outcome of phase {phase.name}")
+        if self.timed is not None:
+            self.facts["timed"] |= {"macs": self.session.budget.target, "tried": self.timed.tried}
         if end is not None:
             self._note_end(end)
         self.carried = carried.cut(self.session.slices) if carried is not None and end is not None else carried
@@ -166,6 +172,7 @@ class Run:
             "name": phase.name,
             "epochs": phase.epochs,
             "seconds": round(time.monotonic() - started, 2),
+            "waited": None if self.waited is None else round(self.waited, 4),
             "strategies": names,
             "macs_after": float(cost(self.session.units).macs) if names else None,
             "top1_after": self.top1(self.session),
@@ -328,4 +335,22 @@ class Run:
         session.known = self.strategies.made
         file, device = self.folder.dense, self.device
         session.load_dense = lambda: self.folder.load(file, device) if "dense" in self.facts else no_dense()
+        if self.recipe.budget.metric == "latency":
+            self._follow_time(session)
         return session
+
+    def _follow_time(self, session: Session) -> None:
+        """A budget of time: its share of MACs, as measured when the run began or when the last phase ended."""
+        budget, shape, device = self.recipe.budget, self.base.input_shape, self.device
+        if self.timed is None:
+            with torch.random.fork_rng(devices=[]):
+                dense = create(self.base).eval()
+            ratios = partial(latency_ratios, shape=shape, device=device)
+            first = self.processes.from_first
+            self.timed = TimedBudget(dense, shape, budget.target, budget.batch_size, ratios, first)
+        if "timed" not in self.facts:
+            self.log.say(f"measuring times at batch size {budget.batch_size}, for a budget of latency")
+            self.facts["timed"] = self.timed.begin(device)
+            self.log.say("{macs:.4f} of the dense MACs, hidden widths in steps of {step}".format(**self.facts["timed"]))
+        session.settle_time, session.width_step = self.timed.settle, self.facts["timed"]["step"]
+        session.budget = replace(session.budget, target=self.facts["timed"]["macs"])

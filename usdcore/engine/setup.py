@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from usdcore.costs import Metric
     from usdcore.engine.data import DataSets
     from usdcore.recipe import BudgetConfig, ModelConfig, Recipe
     from usdcore.strategy import Strategy
@@ -115,11 +116,11 @@ def build_model(base: Base, model: ModelConfig) -> nn.Module:
 
 
 def make_budget(budget: BudgetConfig) -> Budget:
-    """The recipe's budget as the session takes it."""
-    if budget.macs is not None:
-        return Budget("macs", budget.macs, budget.batch_size, budget.scope, budget.static)
-    assert budget.params is not None
-    return Budget("params", budget.params, budget.batch_size, budget.scope, budget.static)
+    """The recipe's budget as the session takes it. One of time is one of MACs there: of as large a share, until
+    measurements find a better one (see `engine.timed`).
+    """
+    metric: Metric = "params" if budget.metric == "params" else "macs"
+    return Budget(metric, budget.target, budget.batch_size, budget.scope, budget.static)
 
 
 class Strategies:

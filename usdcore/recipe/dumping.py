@@ -61,8 +61,11 @@ def computed(recipe: Recipe) -> dict[str, Any]:
         del content[key]
     for key in ("workers", "root"):
         content["data"].pop(key, None)
-    if content["train"]["optimizer_state"] == "fresh":  # a later key: recipes without it keep their hash
+    # Later keys: recipes without them keep their hash.
+    if content["train"]["optimizer_state"] == "fresh":
         del content["train"]["optimizer_state"]
+    if content["budget"]["latency"] is None:
+        del content["budget"]["latency"]
     return content
 
 

@@ -86,6 +86,9 @@ def percent_meant(value: object, bound: float) -> str:
 def unknown_key(key: str, owner: type[BaseModel] | None) -> str:
     """What to do about a key that its section does not have."""
     keys = sorted(owner.model_fields) if owner is not None else []
+    instead = getattr(owner, "removed", {}).get(key)
+    if instead is not None:
+        return f"this option was removed; {instead}"
     places = list(_owners(key, owner))
     if places:
         more = " and others" if len(places) > _MOST_OWNERS else ""

@@ -43,10 +43,12 @@ class ModelConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What the compressed model may cost, as a fraction of the dense model: exactly one of macs and params."""
+    """What the compressed model may cost, as a fraction of the dense model: exactly one of macs, latency and params."""
 
     macs: Fraction | None = None
     """Executed multiply-accumulates."""
+    latency: Fraction | None = None
+    """Measured time of a forward at batch_size on the device that runs the recipe; for models without gates."""
     params: Annotated[Fraction | None, Field(validate_default=True)] = None
     """Parameters."""
     static: Fraction | None = None
@@ -59,25 +61,25 @@ class BudgetConfig(Section):
     @field_validator("params")
     @classmethod
     def _exactly_one(cls, params: float | None, info: ValidationInfo) -> float | None:
-        if "macs" in info.data:  # else macs is wrong itself and reported
-            macs = info.data["macs"]
-            if macs is None and params is None:
-                msg = "the budget has no target; give macs or params"
+        if {"macs", "latency"} <= info.data.keys():  # else one of them is wrong itself and reported
+            targets = [target for target in (info.data["macs"], info.data["latency"], params) if target is not None]
+            if not targets:
+                msg = "the budget has no target; give macs, latency or params"
                 raise ValueError(msg)
-            if macs is not None and params is not None:
-                msg = "the budget has two targets; give either macs or params"
+            if len(targets) > 1:
+                msg = "the budget has several targets; give one of macs, latency and params"
                 raise ValueError(msg)
         return params
 
     @property
-    def metric(self) -> Literal["macs", "params"]:
+    def metric(self) -> Literal["macs", "latency", "params"]:
         """What is bounded."""
-        return "params" if self.macs is None else "macs"
+        return "macs" if self.macs is not None else "latency" if self.latency is not None else "params"
 
     @property
     def target(self) -> float:
         """The bound, as a fraction of the dense model."""
-        bound = self.params if self.macs is None else self.macs
+        bound: float | None = getattr(self, self.metric)
         assert bound is not None
         return bound
 
