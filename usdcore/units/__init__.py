@@ -8,8 +8,8 @@ How it works, in the order of the files:
 3. `labelling`, `layers`, `labels`, `rules`: every output channel of every projection gets a number, and the numbers
    travel with the activations, so that each parameter entry learns which channels it makes or reads.
 4. `attention`, `ffn`: channels that meet in an attention core are heads; channels between two projections are hidden.
-5. `tally`, `separate`, `removal`, `follow`, `masks`, `build`: the parameter entries, costs, attributes and places of
-   factors of each group, and why it can't be pruned; `slots`, `writers` for the dims inside heads.
+5. `flat`, `tally`, `separate`, `removal`, `follow`, `masks`, `build`: the parameter entries, costs, attributes and
+   places of factors of each group, and why it can't be pruned; `slots`, `writers` for the dims inside heads.
 6. `branches`, `owned`: the expression that adds each residual branch, what belongs to it alone, and the blocks.
 7. `streams`, `width`, `width_costs`, `terms`: the channels of the residual streams, on first use.
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from usdcore.units.drafts import Draft, UnitDraft, assign, components
+from usdcore.units.drafts import Components, Draft, UnitDraft, assign, components
+from usdcore.units.layers import distinct
 
 if TYPE_CHECKING:
     from usdcore.units.labelling import Core, Labelling
@@ -15,21 +16,21 @@ if TYPE_CHECKING:
     BoolArray = np.typing.NDArray[np.bool_]
 
 
-def attention_drafts(flow: Labelling, component: IntArray) -> list[UnitDraft]:
+def attention_drafts(flow: Labelling, coarse: Components) -> list[UnitDraft]:
     """One unit for each core, in order of execution, with the groups heads, qk_dims and v_dims."""
     fine = components(flow, is_fine=True)
-    is_free = np.bincount(fine)[fine] == 1  # labels that nothing is tied to
+    is_free = np.bincount(fine.of)[fine.of] == 1  # labels that nothing is tied to
     is_made = np.ones(flow.num_labels, dtype=bool)
     for labels in flow.padding:
         is_made[labels] = False
-    return [_unit((component, fine), core, is_free, is_made) for core in flow.cores]
+    return [_unit((coarse, fine), core, is_free, is_made) for core in flow.cores]
 
 
-def _unit(component: tuple[IntArray, IntArray], core: Core, is_free: BoolArray, is_made: BoolArray) -> UnitDraft:
+def _unit(components: tuple[Components, Components], core: Core, is_free: BoolArray, is_made: BoolArray) -> UnitDraft:
     if core.q is None:
         return _unresolved(core)
     parts = [part for part in (core.q, core.k, core.v, core.logits) if part is not None]
-    labels, entries, is_clean = assign(component[0], parts)
+    labels, entries, is_clean = assign(components[0], parts)
     first = Draft("heads", len(core.q), labels, entries)
     if not is_clean:
         first.reasons.append("its heads are tied to each other, so one can't go without the others")
@@ -39,25 +40,27 @@ def _unit(component: tuple[IntArray, IntArray], core: Core, is_free: BoolArray, 
         return UnitDraft([first, *dims], core.op, (len(core.q), core.q.shape[1], width))
     rows = np.concatenate([core.q, core.k])
     own = [("qk_dims", rows), ("v_dims", core.v)]
-    groups = [first, *(_dims(kind, component[1], table, len(core.q), is_made) for kind, table in own)]
+    groups = [first, *(_dims(kind, components[1], table, len(core.q), is_made) for kind, table in own)]
     if not is_free[core.v].all():
         groups[2].reasons.append("its entries are tied to others, position by position")
     return UnitDraft(groups, core.op, (len(core.q), core.q.shape[1], core.v.shape[1]))
 
 
-def _dims(kind: str, component: IntArray, rows: IntArray, num_heads: int, is_made: BoolArray) -> Draft:
+def _dims(kind: str, components: Components, rows: IntArray, num_heads: int, is_made: BoolArray) -> Draft:
     """The dims of each head that a projection makes; there may be zeros beside them. Those that are tied make one
     entry: a query's with the key's that it meets, both of a rotary pair.
 
     The `rows` [parts * H, d] are the labels of each head's places, those of one part (queries, keys) after the other's.
     """
     parents = np.arange(len(rows)) % num_heads
-    per_head = [np.unique(component[own[is_made[own]]]) for own in (rows[parents == h] for h in range(num_heads))]
-    ids = np.concatenate(per_head)
-    parent_of = np.repeat(np.arange(num_heads), [len(own) for own in per_head])
-    labels, entries, _ = assign(component, [ids[:, None]])
+    of = np.where(is_made[rows], components.of[rows], -1)
+    per_head = np.sort(of.reshape(-1, num_heads, of.shape[1]).swapaxes(0, 1).reshape(num_heads, -1), axis=1)
+    is_new = per_head >= 0
+    is_new[:, 1:] &= per_head[:, 1:] != per_head[:, :-1]
+    ids, parent_of = per_head[is_new], np.nonzero(is_new)[0]
+    labels, entries, _ = assign(components, [ids[:, None]])
     is_own = is_made[labels]  # zeros may be tied to what is made
-    reasons = [] if len(np.unique(ids)) == len(ids) else ["its entries are tied across heads"]
+    reasons = [] if len(distinct(ids)) == len(ids) else ["its entries are tied across heads"]
     return Draft(kind, len(ids), labels[is_own], entries[is_own], reasons, parent_of, rows, parents)
 
 

@@ -64,7 +64,7 @@ def build_group(
             inside = np.bincount(inner.parent_of, minlength=draft.size)
             own_macs = own_macs - inside * inner.macs_per_entry
             own_params = own_params - inside * inner.params_per_entry
-    if len(np.unique(own_macs)) > 1 or len(np.unique(own_params)) > 1:
+    if (own_macs[1:] != own_macs[:-1]).any() or (own_params[1:] != own_params[:-1]).any():
         reasons.append("its entries do not all cost the same")
     return Group(
         name=name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,14 +43,32 @@ class UnitDraft:
     shape: tuple[int, int, int] = (0, 0, 0)
 
 
-def components(flow: Labelling, is_fine: bool = False) -> IntArray:
-    """For each label, the smallest label that it is tied to: tied labels go together.
+class Components:
+    """For each label, `of`: the smallest label that it is tied to. Tied labels go together."""
+
+    def __init__(self, of: IntArray) -> None:
+        self.of = of
+
+    @cached_property
+    def _order(self) -> tuple[IntArray, IntArray]:
+        order = np.argsort(self.of, kind="stable")
+        return order, self.of[order]
+
+    def between(self, low: int, high: int) -> IntArray:
+        """The labels that are tied to a label from `low` to `high`, in order."""
+        order, of = self._order
+        first, end = np.searchsorted(of, (low, high + 1))
+        return np.sort(order[first:end])
+
+
+def components(flow: Labelling, is_fine: bool = False) -> Components:
+    """The components of a finished label pass.
 
     `is_fine` leaves out ties with coarse labels: a factor for each head ties all of its dims to it, not to each other.
     """
     component = np.arange(flow.num_labels)
     if not flow.ties:
-        return component
+        return Components(component)
     a = np.concatenate([tie[0] for tie in flow.ties])
     b = np.concatenate([tie[1] for tie in flow.ties])
     is_coarse = np.zeros(flow.num_labels + 1, dtype=bool)
@@ -66,19 +85,24 @@ def components(flow: Labelling, is_fine: bool = False) -> IntArray:
         np.minimum.at(after, component[b], low)
         after = after[after]
         if np.array_equal(after, component):
-            return component
+            return Components(component)
         component = after
 
 
-def assign(component: IntArray, rows: list[IntArray]) -> tuple[IntArray, IntArray, bool]:
+def assign(components: Components, rows: list[IntArray]) -> tuple[IntArray, IntArray, bool]:
     """Labels and their entries, when row i of each table [n, ...] makes entry i; False where two entries are tied."""
-    entry_of = np.full(len(component), -1)
-    is_clean = True
-    for table in rows:
-        own, entries = component[table], np.arange(len(table))[:, None]
-        is_clean &= bool(((entry_of[own] == -1) | (entry_of[own] == entries)).all())
-        entry_of[own] = entries
-        is_clean &= bool((entry_of[own] == entries).all())
-    entry_of = entry_of[component]
-    labels = np.flatnonzero(entry_of >= 0)
-    return labels, entry_of[labels], is_clean
+    tables = [components.of[table] for table in rows if table.size]
+    if not tables:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), True
+    low, high = min(int(own.min()) for own in tables), max(int(own.max()) for own in tables)
+    entry_of, is_clean = np.full(high - low + 1, -1), True
+    for own in tables:
+        places, entries = own - low, np.arange(len(own))[:, None]
+        before = entry_of[places]
+        is_clean &= bool(((before == -1) | (before == entries)).all())
+        entry_of[places] = entries
+        is_clean &= bool((entry_of[places] == entries).all())
+    labels = components.between(low, high)
+    found = entry_of[components.of[labels] - low]
+    is_own = found >= 0
+    return labels[is_own], found[is_own], is_clean

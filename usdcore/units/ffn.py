@@ -12,15 +12,16 @@ from usdcore.units.drafts import Draft, UnitDraft, assign
 from usdcore.units.layers import distinct
 
 if TYPE_CHECKING:
+    from usdcore.units.drafts import Components
     from usdcore.units.labelling import Labelling
     from usdcore.units.layers import IntArray
 
     BoolArray = np.typing.NDArray[np.bool_]
 
 
-def ffn_drafts(flow: Labelling, component: IntArray) -> list[UnitDraft]:
+def ffn_drafts(flow: Labelling, components: Components) -> list[UnitDraft]:
     """One unit with the group hidden for each set of projections that hidden labels connect, in order of execution."""
-    free = _free(flow, component)
+    free = _free(flow, components.of)
     maker_of = np.full(flow.num_labels, -1)
     for share in flow.shares:
         fresh = share.labels[(share.labels >= 0) & (maker_of[share.labels] < 0)]
@@ -41,11 +42,11 @@ def ffn_drafts(flow: Labelling, component: IntArray) -> list[UnitDraft]:
     for nodes in sorted(nx.connected_components(projections), key=lambda nodes: min(op for _, op in nodes)):
         read = [labels for kind, op in sorted(nodes) if kind == "reads" for labels in readers[op]]
         if read:
-            drafts.append(_unit(component, np.concatenate(read)))
-    return [*drafts, *_lost(flow, component, maker_of, free)]
+            drafts.append(_unit(components, np.concatenate(read)))
+    return [*drafts, *_lost(flow, components, maker_of, free)]
 
 
-def _lost(flow: Labelling, component: IntArray, maker_of: IntArray, free: BoolArray) -> list[UnitDraft]:
+def _lost(flow: Labelling, components: Components, maker_of: IntArray, free: BoolArray) -> list[UnitDraft]:
     """Labels that an op without a rule swallowed, so that no reader is known: not to be passed over in silence."""
     is_lost = np.zeros(flow.num_labels, dtype=bool)
     for taint in flow.taints:
@@ -53,12 +54,12 @@ def _lost(flow: Labelling, component: IntArray, maker_of: IntArray, free: BoolAr
     is_read = np.zeros(flow.num_labels, dtype=bool)
     for use in flow.uses:
         if use.kind == "reads":
-            is_read[component[use.labels]] = True
-    lost = np.flatnonzero(is_lost & free & ~is_read[component])
+            is_read[components.of[use.labels]] = True
+    lost = np.flatnonzero(is_lost & free & ~is_read[components.of])
     makers = [
         op for op in np.unique(maker_of[lost]) if op >= 0 and flow.trace.values[flow.trace.ops[op].outputs[0]].is_data
     ]
-    return [_unit(component, lost[maker_of[lost] == op]) for op in makers]
+    return [_unit(components, lost[maker_of[lost] == op]) for op in makers]
 
 
 def _free(flow: Labelling, component: IntArray) -> BoolArray:
@@ -74,7 +75,7 @@ def _free(flow: Labelling, component: IntArray) -> BoolArray:
     return free[component]
 
 
-def _unit(component: IntArray, read: IntArray) -> UnitDraft:
-    ids = distinct(component[read])
-    labels, entries, _ = assign(component, [ids[:, None]])
+def _unit(components: Components, read: IntArray) -> UnitDraft:
+    ids = distinct(components.of[read])
+    labels, entries, _ = assign(components, [ids[:, None]])
     return UnitDraft([Draft("hidden", len(ids), labels, entries)])

@@ -77,8 +77,8 @@ def _find(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Unit
     macs = [op_macs(trace, op) for op in trace.ops]
     ancestry = Ancestry(trace)
     flow = label(trace, ancestry, residuals(ancestry), macs)
-    component = components(flow)
-    finder = _Finder(flow, [*attention_drafts(flow, component), *ffn_drafts(flow, component)], executor)
+    tied = components(flow)
+    finder = _Finder(flow, [*attention_drafts(flow, tied), *ffn_drafts(flow, tied)], executor)
     attention, ffn = finder.units()
     return Units(
         attention=attention,

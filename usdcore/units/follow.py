@@ -106,7 +106,7 @@ class Replay:
 
     def _solve(self, op: Op) -> None:
         """An attribute that is given as a size must become the size that the labels ask for."""
-        flat = list(numbers((op.args, op.kwargs))) if op.sizes else []
+        flat = numbers((op.args, op.kwargs)) if op.sizes else []
         for position, expr in op.sizes.items():
             now = flat[position]
             needed = self._needed(op, position, now) if expr[0] == "attr" and now >= 0 else None
@@ -165,14 +165,14 @@ class Replay:
         inferred = self._inferred(op, expected[0])
         if inferred is not None:
             return inferred
-        if any(True for _ in numbers((op.args, op.kwargs))):
+        if numbers((op.args, op.kwargs)):
             before = list(self.trace.values[op.outputs[0]].shape)
             return f"a fixed size in {self.flow.where(op)}: its output {before} would not shrink with the entries"
         return f"not all that meets in {self.flow.where(op)} would shrink with the entries"
 
     def _inferred(self, op: Op, shape: Shape) -> Edit | str | None:
         """The edit that mends one size of a reshape: it follows from the others, or stays; None where that won't do."""
-        before = list(numbers((op.args, op.kwargs)))
+        before = numbers((op.args, op.kwargs))
         if op.name not in RESHAPES or not len(shape) == len(before) == len(op.sizes):
             return None
         sizes = {i: evaluate(expr, self.removal.leaf) for i, expr in op.sizes.items()}
@@ -202,7 +202,7 @@ class Replay:
                 return other[position]
             return now if expr is None else evaluate(expr, self.removal.leaf)
 
-        args, kwargs = refill((op.args, op.kwargs), self._blank, number)
+        args, kwargs = refill((op.args, op.kwargs), self._blank, number if op.sizes else None)
         return self.executor.shapes(op.func, args, kwargs)
 
     def _num_own(self, op: Op) -> int:

@@ -50,9 +50,7 @@ class Ancestry:
         """The ops through which `exit_` depends on `entry`."""
         values, inside = self.trace.values, self.masks[exit_]
         found = {
-            values[v].producer
-            for v in range(len(values))
-            if v != entry and inside >> v & 1 and self.masks[v] >> entry & 1
+            values[v].producer for v in range(entry + 1, exit_ + 1) if inside >> v & 1 and self.masks[v] >> entry & 1
         }
         return tuple(sorted(found))
 

@@ -22,14 +22,19 @@ _HERE = str(Path(__file__).parent)
 
 def host_line(frame: FrameType) -> tuple[str, int]:
     """File and line of the innermost frame outside torch; where all are torch's, of the innermost."""
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PLUMBING):
+    while frame.f_back is not None and _starts(frame.f_code.co_filename, _PLUMBING):
         frame = frame.f_back
     found: FrameType | None = frame
-    while found is not None and found.f_code.co_filename.startswith(_TORCH):
+    while found is not None and _starts(found.f_code.co_filename, _TORCH):
         found = found.f_back
-    if found is None or found.f_code.co_filename.startswith(_HERE):
+    if found is None or _starts(found.f_code.co_filename, _HERE):
         found = frame
     return found.f_code.co_filename, found.f_lineno
+
+
+@cache
+def _starts(filename: str, of: str | tuple[str, ...]) -> bool:
+    return filename.startswith(of)
 
 
 @cache

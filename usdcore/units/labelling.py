@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from usdcore.units.flat import Flat
 from usdcore.units.layers import IntArray, Layers, along, axes, compact, distinct, distinct_rows, rows
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ class Labelling:
     slot_axes: list[tuple[int, int, int]] = field(default_factory=list)
     _slots: dict[int, Layers] = field(default_factory=dict)
     _single: dict[tuple[int, int], IntArray] = field(default_factory=dict)
+    _compacts: dict[int, list[IntArray]] = field(default_factory=dict)
+    _flat: Flat | None = None
 
     def shape(self, value: int) -> tuple[int, ...]:
         """The recorded shape of a value."""
@@ -118,6 +121,13 @@ class Labelling:
     def where(self, op: Op) -> str:
         """An op in words, for a reason."""
         return f"{op.name} in {self.trace.path(op) or 'the model'} ({op.source})" if op.source else f"{op.name}"
+
+    @property
+    def flat(self) -> Flat:
+        """The uses and shares of the finished pass, side by side."""
+        if self._flat is None:
+            self._flat = Flat.of(self)
+        return self._flat
 
     def fresh(self, number: int) -> int:
         """The first of `number` new labels."""
@@ -143,6 +153,13 @@ class Labelling:
     def known_slots(self, value: int) -> Layers:
         """The slot layers that the label pass met; it met no others."""
         return self._slots.get(value, ())
+
+    def compacts(self, layers: Layers) -> list[IntArray]:
+        """The compact form of the layers of a value that is finished."""
+        found = self._compacts.get(id(layers))
+        if found is None:
+            found = self._compacts[id(layers)] = [compact(layer) for layer in layers]
+        return found
 
     def set_slots(self, value: int, layers: Layers) -> None:
         """Give a view of a parameter its slots."""

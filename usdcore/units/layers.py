@@ -95,7 +95,7 @@ def pairs(a: Tensor, b: Tensor) -> tuple[IntArray, IntArray] | None:
     x, y = compact(a), compact(b)
     if not x.size == y.size == 1 and not any(m > 1 and n > 1 for m, n in zip(x.shape, y.shape, strict=True)):
         return None
-    left, right = np.broadcast_arrays(x, y)
+    left, right = (x, y) if x.shape == y.shape else np.broadcast_arrays(x, y)
     return unique_pairs(left.ravel(), right.ravel())
 
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+PRODUCTS = frozenset(
+    {"linear", "mm", "bmm", "matmul", "addmm", "baddbmm", "scaled_dot_product_attention"}
+    | {"conv1d", "conv2d", "conv3d", "convolution"}
+)
+
 # Ops that give what does not depend on the input a size of the input's; its first size is their first number.
 SPREADS = frozenset({"expand", "repeat", "repeat_interleave", "zeros", "ones", "full", "empty", "rand", "randn"})
 
@@ -46,6 +51,8 @@ def makes_rows(trace: Trace, op: Op) -> bool:
 
 def op_macs(trace: Trace, op: Op) -> int:
     """MACs per sample; an op that runs once for a batch counts whole."""
+    if op.name not in PRODUCTS:
+        return 0
     macs: int = resized_macs(trace, op, lambda value: trace.values[value].shape)
     return macs
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from usdcore.units.plaincopy import copy_plain
 from usdcore.units.sizes import TracedInt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from usdcore.units.sizes import Expr
 
@@ -35,21 +36,27 @@ def meta_copy(model: nn.Module) -> nn.Module:
         for name, value in vars(module).items():
             if type(value) in ATOMS:
                 continue
-            if name.startswith("_") and "_hooks" in name and isinstance(value, dict):
+            if isinstance(value, dict) and _is_hooks(name):
                 memo[id(value)] = OrderedDict()
-            for tensor in _tensors_of(name, value):
-                if id(tensor) not in memo:
-                    memo[id(tensor)] = _empty(tensor)
+            if not isinstance(value, (dict, list, tuple)) or value:
+                for tensor in _tensors_of(name, value):
+                    if id(tensor) not in memo:
+                        memo[id(tensor)] = _empty(tensor)
     try:
         copy_plain(modules, memo)
         copied = copy.deepcopy(model, memo)
         forget(copied)
         open_up(copied)
-        return copied.eval()
+        return copied.eval() if any(module.training for module in copied.modules()) else copied
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         msg = f"find_units: a {type(model).__name__} can't be copied ({why}); give it a working __deepcopy__"
         raise UsdcoreError(msg) from error
+
+
+@cache
+def _is_hooks(name: str) -> bool:
+    return name.startswith("_") and "_hooks" in name
 
 
 def held_tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -77,16 +84,17 @@ def forget(model: nn.Module) -> None:
             module.train(True)
             module.train(False)
     for module, mode in modes.items():
-        module.training = mode
+        if module.training != mode:
+            module.training = mode
 
 
-def trace_attributes(model: nn.Module, ends: set[Expr]) -> dict[Expr, int]:
+def trace_attributes(modules: Mapping[str, nn.Module], ends: set[Expr]) -> dict[Expr, int]:
     """Replace every int attribute of every module by one that remembers its name; for a copy only. Returns them all.
 
-    So are ints in a tuple: the third of `size` is called `size[2]`.
+    Ints in a tuple too: the third of `size` is called `size[2]`. `modules` are by path.
     """
     found: dict[Expr, int] = {}
-    for path, module in model.named_modules():
+    for path, module in modules.items():
         attributes = vars(module)
         for name, value in list(attributes.items()):
             if type(value) is int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,21 +36,25 @@ class Place:
 
 def host_places(frame: FrameType | None) -> tuple[Place, ...]:
     """Where the functions stand that are at work within the innermost module call, the innermost function first."""
-    while frame is not None and frame.f_code.co_filename.startswith((*_PLUMBING, _HERE, _CALLS)):
+    while frame is not None and _is_ours(frame.f_code.co_filename):
         frame = frame.f_back
     found = []
-    while frame is not None and frame.f_code.co_filename != _CALLS:
-        if frame.f_code.co_filename != _RUNNER:
-            found.append(Place(frame.f_code, _spans(frame.f_code)[frame.f_lasti // 2]))
+    while frame is not None and (filename := frame.f_code.co_filename) != _CALLS:
+        if filename != _RUNNER:
+            found.append(_place(frame.f_code, frame.f_lasti))
         frame = frame.f_back
     return tuple(found)
 
 
 @cache
-def _spans(code: CodeType) -> list[Span | None]:
-    return [
-        Span(line, end_line, column, end_column)
-        if line is not None and end_line is not None and column is not None and end_column is not None
-        else None
-        for line, end_line, column, end_column in code.co_positions()
-    ]
+def _is_ours(filename: str) -> bool:
+    """Whether code only hands a call on, or records it."""
+    return filename.startswith((*_PLUMBING, _HERE, _CALLS))
+
+
+@cache
+def _place(code: CodeType, instruction: int) -> Place:
+    line, end_line, column, end_column = next(islice(code.co_positions(), instruction // 2, None))
+    if line is None or end_line is None or column is None or end_column is None:
+        return Place(code, None)
+    return Place(code, Span(line, end_line, column, end_column))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import copyreg
+from collections import OrderedDict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ def copy_plain(modules: Sequence[Any], memo: dict[int, Any]) -> None:
     for module in plain:
         memo[id(module)] = object.__new__(type(module))
     for module in reversed(plain):  # those inside first: a class that copies its own way may look at them
-        state = {name: _copied(value, memo) for name, value in module.__getstate__().items()}
+        held = module.__getstate__().items()
+        state = {name: value if type(value) in ATOMS else _copied(value, memo) for name, value in held}
         memo[id(module)].__setstate__(state)
 
 
@@ -48,8 +50,8 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if (found := memo.get(id(value))) is not None:
         return found
-    if kind is dict:
-        made: dict[Any, Any] = {}
+    if kind is dict or (kind is OrderedDict and not vars(value)):
+        made: dict[Any, Any] = kind()
         memo[id(value)] = made
         made.update((_copied(key, memo), _copied(inside, memo)) for key, inside in value.items())
         return made

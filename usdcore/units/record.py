@@ -35,8 +35,9 @@ def record(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...], execut
     recorder = Recorder(executor)
     inputs = meta_inputs(model, example_inputs)
     copied = meta_copy(model)
-    recorder.trace.attributes = trace_attributes(copied, recorder.trace.ends)
-    recorder.watch(copied, inputs)
+    modules = dict(copied.named_modules())
+    recorder.trace.attributes = trace_attributes(modules, recorder.trace.ends)
+    recorder.watch(modules, inputs)
     try:
         with torch.inference_mode(), ObserveFunctions(recorder), ObserveOps(recorder):
             output = copied(*inputs)
@@ -71,15 +72,17 @@ class Recorder:
         self._source: tuple[str, int] | None = None
         self._places: tuple[Place, ...] = ()
 
-    def watch(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Name the tensors of the copy, and put hooks on its modules."""
-        for name, parameter in model.named_parameters():
-            self.trace.parameters[name] = parameter.numel()
-            self._new(parameter, name=name)
-        for name, buffer in model.named_buffers():
-            self._new(buffer, name=name)
+    def watch(self, modules: dict[str, nn.Module], inputs: tuple[Tensor, ...]) -> None:
+        """Name the tensors of the copy's modules, and put hooks on these."""
+        for kind in ("_parameters", "_buffers"):
+            for path, module in modules.items():
+                for own, tensor in getattr(module, kind).items():
+                    if tensor is not None and id(tensor) not in self._values:
+                        name = f"{path}.{own}" if path else own
+                        self._new(tensor, name=name)
+                        if kind == "_parameters":
+                            self.trace.parameters[name] = tensor.numel()
         self.trace.inputs = tuple(self._new(x, is_data=True).index for x in inputs)
-        modules = dict(model.named_modules())
         self.trace.identities = frozenset(path for path, module in modules.items() if type(module) is nn.Identity)
         self.trace.classes = {path: type(module) for path, module in modules.items()}
         for path, module in modules.items():
@@ -98,7 +101,7 @@ class Recorder:
 
     def begin(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The host calls a torch function: remember its ints, and the line it is on."""
-        found = list(numbers((args, kwargs)))
+        found = numbers((args, kwargs))
         self._numbers = found if any(type(n) is TracedInt for n in found) else []
         self._is_matched = not self._numbers
         frame = sys._getframe(2)
@@ -182,7 +185,7 @@ class Recorder:
             func=func,
             args=_referred(args, refs),
             kwargs=_referred(kwargs, refs),
-            inputs=tuple(ref.value for ref in refs.values()),
+            inputs=tuple([ref.value for ref in refs.values()]),
             outputs=outputs,
             call=self._stack[-1],
             source=words(*self._source) if self._source else "",
@@ -213,7 +216,7 @@ class Recorder:
         host = self._numbers
         if not host:
             return {}
-        own = list(numbers((args, kwargs)))
+        own = numbers((args, kwargs))
         starts = [i for i in range(len(own) - len(host) + 1) if own[i : i + len(host)] == host]
         if len(starts) != 1:
             return {}
@@ -221,8 +224,8 @@ class Recorder:
         return {starts[0] + i: expression(n) for i, n in enumerate(host)}
 
     def _enter(self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = tensors_in((args, kwargs))
-        inputs = tuple(self.value(t) for t in given)
+        given = tensors_in((args, kwargs)) if kwargs or len(args) != 1 else tensors_in(args[0])
+        inputs = tuple([self.value(t) for t in given])
         extra = len(given) != 1 or not args or args[0] is not given[0] or not self._defaults.hold(module, args, kwargs)
         trace = self.trace
         call = Call(len(trace.calls), path, self._stack[-1], inputs, extra, len(trace.ops))
@@ -250,8 +253,8 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
 def _referred(arguments: Any, refs: dict[int, Ref]) -> Any:
     if isinstance(arguments, Tensor):
         return refs[id(arguments)]
-    if isinstance(arguments, tuple | list):
-        return type(arguments)(_referred(a, refs) for a in arguments)
+    if isinstance(arguments, (tuple, list)):
+        return type(arguments)([_referred(a, refs) for a in arguments])
     if isinstance(arguments, dict):
         return {name: _referred(a, refs) for name, a in arguments.items()}
     return arguments

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from usdcore.units.layers import compact
-
 if TYPE_CHECKING:
     from usdcore.units.sizes import Expr
     from usdcore.units.tally import Tally
@@ -35,17 +33,23 @@ class Removal:
         self._labels = np.append(gone[tally.label_entry], False)
         self._slots = np.append(gone[np.maximum(tally.slot_entry, -1)], False)
         self._kept: dict[int, dict[int, BoolArray]] = {}
+        self._known: dict[int, tuple[dict[int, BoolArray], bool]] = {}
         self._shapes: dict[int, Shape] = {}
 
     def kept(self, value: int) -> dict[int, BoolArray]:
         """For each axis that shrinks, which of its positions stay."""
         found = self._kept.get(value)
         if found is None:
-            found = {}
             layers = self.flow.labels.get(value)
-            gone = self._labels if layers else self._slots
-            for layer in layers or self.flow.known_slots(value):
-                self._shrink(value, gone[compact(layer)], found)
+            if layers:
+                if id(layers) not in self._known:  # many values have the labels of another
+                    self._known[id(layers)] = _kept([self._labels[own] for own in self.flow.compacts(layers)])
+                found, is_even = self._known[id(layers)]
+            else:
+                slots = self.flow.compacts(self.flow.known_slots(value))
+                found, is_even = _kept([self._slots[own] for own in slots])
+            if not is_even:
+                self._blame(value)
             self._kept[value] = found
         return found
 
@@ -56,7 +60,7 @@ class Removal:
             kept = self.kept(value)
             found = self.trace.values[value].shape
             if kept:
-                found = tuple(int(kept[i].sum()) if i in kept else n for i, n in enumerate(found))
+                found = tuple([int(np.count_nonzero(kept[i])) if i in kept else n for i, n in enumerate(found)])
             self._shapes[value] = found
         return found
 
@@ -68,8 +72,7 @@ class Removal:
                 (self.flow.labels.get(value, ()), self.tally.label_entry),
                 (self.flow.known_slots(value), self.tally.slot_entry),
             ):
-                for layer in layers:
-                    own = compact(layer).ravel()
+                for own in self.flow.compacts(layers):
                     found.update(self.tally.groups_of(entry_of[own[own >= 0]]))
         return sorted(found)
 
@@ -83,25 +86,35 @@ class Removal:
         """The value of an attribute or of a dim of a shape as recorded."""
         return self.trace.values[leaf[1]].shape[leaf[2]] if leaf[0] == "dim" else self.trace.attributes[leaf]
 
-    def _shrink(self, value: int, gone: BoolArray, into: dict[int, BoolArray]) -> None:
-        if not gone.any() or gone.size == 1:  # the last channel never goes: a plan that says so is refused
-            return
+    def _blame(self, value: int) -> None:
+        producer = self.trace.values[value].producer
+        if producer >= 0:
+            op = self.trace.ops[producer]
+            for group in self.groups(op):
+                self.reasons[group].append(f"without some entries, {self.flow.where(op)} has no rectangular output")
+
+
+def _kept(layers: list[BoolArray]) -> tuple[dict[int, BoolArray], bool]:
+    """Which positions stay on each axis that shrinks, where layers say what goes; False where that is no rectangle."""
+    found: dict[int, BoolArray] = {}
+    is_even = True
+    for gone in layers:
+        num_gone = np.count_nonzero(gone)
+        if gone.size == 1 or not num_gone:  # the last channel never goes: a plan that says so is refused
+            continue
         stays = ~gone
         if gone.size in gone.shape:  # labels along one axis
-            _narrow(into, gone.shape.index(gone.size), stays.ravel())
-            return
+            _narrow(found, gone.shape.index(gone.size), stays.ravel())
+            continue
         rectangle = 1
         for axis, n in enumerate(gone.shape):
             if n > 1:
                 along: BoolArray = np.any(stays, axis=tuple(i for i in range(gone.ndim) if i != axis))
                 rectangle *= int(along.sum())
                 if not along.all():
-                    _narrow(into, axis, along)
-        producer = self.trace.values[value].producer
-        if rectangle != stays.sum() and producer >= 0:
-            op = self.trace.ops[producer]
-            for group in self.groups(op):
-                self.reasons[group].append(f"without some entries, {self.flow.where(op)} has no rectangular output")
+                    _narrow(found, axis, along)
+        is_even &= rectangle == gone.size - num_gone
+    return found, is_even
 
 
 def _narrow(into: dict[int, BoolArray], axis: int, stays: BoolArray) -> None:

@@ -5,6 +5,7 @@ A weight between two groups (a chain of three projections, say) costs as much as
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from usdcore.units.masks import mask_points
@@ -18,13 +19,10 @@ def separate(tally: Tally) -> None:
 
     A group of one entry is none of them: nothing of it can go.
     """
-    flow = tally.flow
-    is_open = [
-        draft.size > 1 and not draft.reasons and not isinstance(mask_points(flow, tally, group), str)
-        for group, draft in enumerate(tally.drafts)
-    ]
-    costs = [int(tally.macs(group).sum()) for group in range(len(tally.drafts))]
-    for op, groups in sorted(_shared(tally).items()):
+    flow, shared = tally.flow, _shared(tally)
+    costs = {group: int(tally.macs(group).sum()) for groups in shared.values() for group in groups}
+    is_open = {group: _is_open(tally, group) for group in costs}
+    for op, groups in sorted(shared.items()):
         ranked = sorted((group for group in groups if is_open[group]), key=lambda group: (-costs[group], group))
         for group in ranked[1:]:
             is_open[group] = False
@@ -32,10 +30,17 @@ def separate(tally: Tally) -> None:
             tally.drafts[group].reasons.append(reason)
 
 
+def _is_open(tally: Tally, group: int) -> bool:
+    draft = tally.drafts[group]
+    return draft.size > 1 and not draft.reasons and not isinstance(mask_points(tally.flow, tally, group), str)
+
+
 def _shared(tally: Tally) -> dict[int, set[int]]:
     """The groups that each op with a cost holds entries of, where these are several."""
+    times = Counter(op for ops in tally.ops for op in ops)
     found: dict[int, set[int]] = {}
     for share in tally.flow.shares:
-        groups = tally.groups_of(tally.label_entry[share.labels[share.labels >= 0]])
-        found.setdefault(share.op, set()).update(groups)
+        if times[share.op] > 1:
+            groups = tally.groups_of(tally.label_entry[share.labels[share.labels >= 0]])
+            found.setdefault(share.op, set()).update(groups)
     return {op: groups for op, groups in found.items() if len(groups) > 1}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from usdcore.units.layers import axes, compact
+from usdcore.units.layers import axes
 from usdcore.units.masks import sample_axis
 from usdcore.units.rules import shape
 from usdcore.units.types import MaskPoint, Side, Slots
@@ -85,14 +85,16 @@ class SlotFinder:
         sides, masks = [], []
         left = np.ones(len(draft.rows), dtype=bool)
         for writer in writers:
-            position = self._positions(writer.output, writer.axis)
-            here = (position[draft.rows] >= 0).all(axis=1) & left
+            positions = self._positions(writer.output, writer.axis, draft.rows)
+            here = (positions >= 0).all(axis=1) & left
             left &= ~here
-            table = position[draft.rows[here]]
+            table = positions[here]
             entry_of = np.full(self.flow.shape(writer.output)[writer.axis], -1)
             entry_of[table] = self.tally.entries(group, draft.rows[here])
-            made = position[draft.labels]
-            if not np.isin(made[made >= 0], table).all():
+            made = self._positions(writer.output, writer.axis, draft.labels)
+            is_known = np.zeros(len(entry_of) + 1, dtype=bool)
+            is_known[table] = is_known[-1] = True
+            if not is_known[made].all():
                 return f"its entries are tied to other channels that {writer.path} makes"
             parents = draft.row_parent[here]
             sides.append(Side(writer.path, writer.tensor, writer.tensors, writer.axis, table, parents, writer.edit))
@@ -108,10 +110,10 @@ class SlotFinder:
         per_parent = int(np.bincount(draft.row_parent).max()) * draft.rows.shape[1] // per_entry
         if reader is None:
             return Slots(tuple(sides), (), moves and self._is_parallel(entries), per_parent), tuple(masks)
-        axis = self._axis(reader.inputs[0], draft)
+        axis = self._axis(reader.inputs[0], draft.rows)
         if axis is None:
             return f"its entries do not lie along the channels that {reader.path} reads"
-        table = self._positions(reader.inputs[0], axis)[draft.rows]
+        table = self._positions(reader.inputs[0], axis, draft.rows)
         weight = f"{reader.path}.weight"
         side = Side(reader.path, weight, frozenset({weight}), axis, table, draft.row_parent)
         return Slots(tuple(sides), (side,), moves, per_parent), ()
@@ -171,24 +173,30 @@ class SlotFinder:
         return is_elementwise(op) and len(op.inputs) == 1 and not op.overwritten
 
     def _holds(self, value: int, is_own: BoolArray) -> bool:
-        return any(bool(is_own[compact(layer)].any()) for layer in self.flow.labels.get(value, ()))
+        return any(is_own[own].any() for own in self.flow.compacts(self.flow.labels.get(value, ())))
 
-    def _axis(self, value: int, draft: Draft) -> int | None:
-        """The axis of a value along which all labels of a draft's rows lie."""
+    def _axis(self, value: int, rows: IntArray) -> int | None:
+        """The axis of a value along which all labels of some rows lie."""
         ndim = len(self.flow.shape(value))
         for axis in (-1, 1):
-            if axis < ndim and bool((self._positions(value, axis)[draft.rows] >= 0).all()):
+            if axis < ndim and bool((self._positions(value, axis, rows) >= 0).all()):
                 return axis
         return None
 
-    def _positions(self, value: int, axis: int) -> IntArray:
-        """Where along an axis of a value each label lies; -1 where it does not."""
-        position = np.full(self.flow.num_labels, -1)
-        for layer in self.flow.labels.get(value, ()):
-            if axes(layer) == {axis % layer.ndim}:
-                row = compact(layer).ravel()
-                position[row[row >= 0]] = np.flatnonzero(row >= 0)
-        return position
+    def _positions(self, value: int, axis: int, labels: IntArray) -> IntArray:
+        """Where along an axis of a value each of some labels lies; -1 where it does not."""
+        found = np.full(labels.shape, -1)
+        layers = self.flow.labels.get(value, ())
+        for layer, own in zip(layers, self.flow.compacts(layers), strict=True):
+            if axes(layer) == {axis % layer.ndim} and (is_label := own.ravel() >= 0).any():
+                row = own.ravel()[is_label]
+                low = row.min()
+                position = np.full(row.max() - low + 2, -1)  # the last one is for labels outside
+                position[row - low] = np.flatnonzero(is_label)
+                is_inside = (labels >= low) & (labels - low < len(position) - 1)
+                here = position[np.where(is_inside, labels - low, -1)]
+                found = np.where(here >= 0, here, found)
+        return found
 
     @cached_property
     def _consumers(self) -> dict[int, list[Op]]:

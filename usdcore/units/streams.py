@@ -16,6 +16,7 @@ from usdcore.units.layers import axes, compact
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from usdcore.units.drafts import Components
     from usdcore.units.graph import Residual
     from usdcore.units.labelling import Labelling
     from usdcore.units.layers import IntArray
@@ -32,7 +33,7 @@ class Stream:
     norms: list[str] = field(default_factory=list)
 
 
-def find_streams(flow: Labelling, component: IntArray, residuals: Iterable[Residual]) -> list[Stream]:
+def find_streams(flow: Labelling, components: Components, residuals: Iterable[Residual]) -> list[Stream]:
     """The streams in order of execution.
 
     A stream's channels are labelled on what a branch is added to. What only the branch has somewhere (tokens that the
@@ -42,7 +43,7 @@ def find_streams(flow: Labelling, component: IntArray, residuals: Iterable[Resid
     only_added: set[bytes] = set()
     for residual in sorted(residuals, key=lambda r: r.op):
         if any(mixes(flow, flow.trace.ops[i]) for i in residual.ops):
-            own, added = (_channels(flow, component, v) for v in (residual.skip, residual.delta))
+            own, added = (_channels(flow, components.of, v) for v in (residual.skip, residual.delta))
             only_added |= added - own
             for key in sorted(own - places.keys()):
                 places[key] = flow.trace.path(flow.trace.ops[residual.op])
@@ -50,7 +51,7 @@ def find_streams(flow: Labelling, component: IntArray, residuals: Iterable[Resid
     for key, place in places.items():
         if key not in only_added:
             ids = np.frombuffer(key, dtype=np.int64)
-            labels, entries, is_clean = assign(component, [ids[:, None]])
+            labels, entries, is_clean = assign(components, [ids[:, None]])
             streams.append(Stream(Draft("width", len(ids), labels, entries), place))
             if not is_clean:
                 streams[-1].draft.reasons.append("some of its channels are tied to each other, so none goes alone")

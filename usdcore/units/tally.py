@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from usdcore.units.flat import side_by_side
+from usdcore.units.layers import distinct
 from usdcore.units.types import Member
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from usdcore.units.drafts import Draft
     from usdcore.units.labelling import Labelling, Share, Use
     from usdcore.units.layers import IntArray
+
+    FloatArray = np.typing.NDArray[np.float64]
 
 UNSEEN, SHARED = -2, -1
 
@@ -44,19 +48,13 @@ class Tally:
         for labels, _ in flow.coarse:
             self._is_coarse[labels] = True
         self.num_calls = Counter(call.path for call in flow.trace.calls)
-        self.slot_entry = np.full(flow.num_slots, UNSEEN)
         self.ops: list[set[int]] = [set() for _ in drafts]
         self.makers: list[set[int]] = [set() for _ in drafts]
         self.readers: list[set[int]] = [set() for _ in drafts]
-        for use in flow.uses:
-            self._read(use)
+        self.slot_entry = self._slot_entries()
         self._member_axes = self._axes_by_group()
         self.squared = self._squared()
-        self._macs = np.zeros(self.num_entries)
-        for share, entries in self._shares():
-            self._touch(entries, share.op)
-            if self._is_paid(share.op):
-                np.add.at(self._macs, entries, share.macs)
+        self._macs = self._macs_by_entry()
 
     def macs_by_op(self) -> list[dict[int, int]]:
         """MACs per sample of all entries of each group, op by op; those of pairs of entries are not among them."""
@@ -98,17 +96,44 @@ class Tally:
 
     def groups_of(self, entries: IntArray) -> list[int]:
         """The groups that global entries belong to; -1 belongs to none."""
-        counts = np.bincount(self.owner[entries[entries >= 0]], minlength=1)
-        return [int(group) for group in np.flatnonzero(counts)]
+        own = entries[entries >= 0]
+        if not own.size:
+            return []
+        first, last = self.owner[own.min()], self.owner[own.max()]
+        return [int(first)] if first == last else [int(group) for group in distinct(self.owner[own])]
 
-    def _shares(self) -> Iterator[tuple[Share, IntArray]]:
+    def _shares(self) -> list[tuple[Share, IntArray]]:
         """What each share of an op's cost belongs to: global entries, as often as they have a part in it."""
-        for share in self.flow.shares:
-            entries = self.label_entry[share.labels[share.labels >= 0]]
-            yield share, entries[entries >= 0]
-        for share in self.flow.slot_shares:
-            entries = self.slot_entry[share.labels[share.labels >= 0]]
-            yield share, entries[entries >= 0]
+        flat = self.flow.flat
+        found = [flat.shares[i] for i in flat.share_ranges.around(self.label_entry >= 0)]
+        entries = [self.label_entry[share.labels] for share in found]
+        entries += [self.slot_entry[share.labels[share.labels >= 0]] for share in self.flow.slot_shares]
+        return [(share, own[own >= 0]) for share, own in zip([*found, *self.flow.slot_shares], entries, strict=True)]
+
+    def _macs_by_entry(self) -> FloatArray:
+        shares = [(share, entries) for share, entries in self._shares() if len(entries)]
+        entries, starts = side_by_side([entries for _, entries in shares])
+        for row, group in self._met(entries, starts):
+            self.ops[group].add(shares[row][0].op)
+        macs = [share.macs if self._is_paid(share.op) else 0.0 for share, _ in shares]
+        weights = np.repeat(np.array(macs), [len(entries) for _, entries in shares])
+        found: FloatArray = np.bincount(entries, weights, minlength=self.num_entries).astype(float, copy=False)
+        return found
+
+    def _met(self, entries: IntArray, starts: IntArray) -> Iterator[tuple[int, int]]:
+        """The groups of the global entries in each row, where rows begin at `starts`: row and group."""
+        if not len(starts):
+            return
+        high = np.maximum.reduceat(entries, starts)
+        low = np.minimum.reduceat(entries.view(np.uint64), starts).view(np.int64)  # -1, no entry, is the largest there
+        rows = np.flatnonzero(high >= 0)
+        groups = (rows, self.owner[low[rows]], self.owner[high[rows]])
+        for row, first, last in zip(*(array.tolist() for array in groups), strict=True):
+            if first == last:
+                yield row, first
+            else:
+                end = starts[row + 1] if row + 1 < len(starts) else len(entries)
+                yield from ((row, group) for group in self.groups_of(entries[starts[row] : end]))
 
     def _is_paid(self, op: int) -> bool:
         return (self.paid is None or op in self.paid) and op not in self.squared
@@ -124,12 +149,10 @@ class Tally:
 
     def _axes_by_group(self) -> dict[int, list[int]]:
         """For each group, the indices into `slot_axes` of the axes that it owns positions of."""
-        slots = np.flatnonzero(self.slot_entry >= 0)
         bases = np.array([base for base, _, _ in self.flow.slot_axes], dtype=np.int64)
-        owned = self.owner[self.slot_entry[slots]] * len(bases) + np.searchsorted(bases, slots, side="right") - 1
         found: dict[int, list[int]] = {}
-        for key in np.unique(owned):
-            found.setdefault(int(key) // len(bases), []).append(int(key) % len(bases))
+        for index, group in self._met(self.slot_entry, bases):
+            found.setdefault(group, []).append(index)
         return found
 
     def _label_entries(self) -> IntArray:
@@ -146,39 +169,44 @@ class Tally:
             label_entry[labels] = np.where(whole, below[:, 0], label_entry[labels])
         return label_entry
 
-    def _read(self, use: Use) -> None:
+    def _slot_entries(self) -> IntArray:
+        """The entry of each slot, from all uses."""
+        flat, slot_entry = self.flow.flat, np.full(self.flow.num_slots, UNSEEN)
+        uses = [flat.uses[i] for i in flat.use_ranges.around(self.label_entry >= 0)]
+        labels, starts = side_by_side([use.labels for use in uses])
+        slots, _ = side_by_side([use.slots for use in uses])
+        entries = self.label_entry[labels]
+        for row, group in self._met(entries, starts):
+            use = uses[row]
+            self.ops[group].add(use.op)
+            if use.kind != "aligns":
+                (self.readers if use.kind == "reads" else self.makers)[group].add(use.op)
+        slot_entry[slots] = entries
+        if flat.is_met_again[slots].any():
+            slot_entry[flat.is_met_again] = UNSEEN
+            for use in flat.uses:
+                if flat.is_met_again[use.slots].any():
+                    self._read(slot_entry, use)
+        return slot_entry
+
+    def _read(self, slot_entry: IntArray, use: Use) -> None:
         entries = self.label_entry[use.labels]
         if not (entries >= 0).any():
-            if self._is_coarse[use.labels].all():
-                return  # a head is no entry of the dims inside it
-            self._mark(use, use.slots, np.full(len(use.slots), SHARED))
-            return
-        for group in self._touch(entries, use.op):
-            if use.kind == "reads":
-                self.readers[group].add(use.op)
-            elif use.kind == "makes":
-                self.makers[group].add(use.op)
-        if bool((use.slots[1:] > use.slots[:-1]).all()):
-            self._mark(use, use.slots, entries)
+            if not self._is_coarse[use.labels].all():  # a head is no entry of the dims inside it
+                self._mark(slot_entry, use, use.slots, np.full(len(use.slots), SHARED))
             return
         order = np.argsort(use.slots, kind="stable")
         slots, first = np.unique(use.slots[order], return_index=True)
         low = np.minimum.reduceat(entries[order], first)
         high = np.maximum.reduceat(entries[order], first)
-        self._mark(use, slots, np.where(low == high, low, SHARED))
+        self._mark(slot_entry, use, slots, np.where(low == high, low, SHARED))
 
-    def _mark(self, use: Use, slots: IntArray, entries: IntArray) -> None:
+    def _mark(self, slot_entry: IntArray, use: Use, slots: IntArray, entries: IntArray) -> None:
         """Give slots their entries; a slot that another op gave to another entry can't follow either."""
-        before = self.slot_entry[slots]
+        before = slot_entry[slots]
         clash = (before != UNSEEN) & (before != entries)
         if clash.any():
             reason = f"its parameters are used a second time, by {self.flow.where(self.flow.trace.ops[use.op])}"
             for group in self.groups_of(np.concatenate([before[clash], entries[clash]])):
                 self.drafts[group].reasons.append(reason)
-        self.slot_entry[slots] = entries
-
-    def _touch(self, entries: IntArray, op: int) -> list[int]:
-        groups = self.groups_of(entries)
-        for group in groups:
-            self.ops[group].add(op)
-        return groups
+        slot_entry[slots] = entries

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import torch
 
@@ -117,7 +117,7 @@ def refill(arguments: Any, tensor: Callable[[int], Any], number: Callable[[int],
     if kind is Ref:
         return tensor(arguments.value)
     if kind is tuple or kind is list:
-        return kind(refill(a, tensor, number) for a in arguments)
+        return kind([refill(a, tensor, number) for a in arguments])
     if kind is dict:
         return {key: refill(a, tensor, number) for key, a in arguments.items()}
     if kind is int and number is not None:
@@ -125,16 +125,22 @@ def refill(arguments: Any, tensor: Callable[[int], Any], number: Callable[[int],
     return arguments
 
 
-def numbers(arguments: Any) -> Iterator[int]:
+def numbers(arguments: Any) -> list[int]:
     """All ints in nested arguments, in order; slices count as (start, stop, step); bools and floats do not count."""
+    found: list[int] = []
+    _collect(arguments, found)
+    return found
+
+
+def _collect(arguments: Any, into: list[int]) -> None:
     if isinstance(arguments, int):
         if not isinstance(arguments, bool):
-            yield arguments
-    elif isinstance(arguments, tuple | list):
+            into.append(arguments)
+    elif isinstance(arguments, (tuple, list)):
         for a in arguments:
-            yield from numbers(a)
+            _collect(a, into)
     elif isinstance(arguments, dict):
         for a in arguments.values():
-            yield from numbers(a)
+            _collect(a, into)
     elif isinstance(arguments, slice):
-        yield from numbers((arguments.start, arguments.stop, arguments.step))
+        _collect((arguments.start, arguments.stop, arguments.step), into)

@@ -7,8 +7,9 @@ tie what they join. All readers and writers of a stream are then cut together.
 from __future__ import annotations
 
 import dis
+from functools import cache
 from types import FunctionType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from usdcore.units.drafts import components
 from usdcore.units.follow import follow
@@ -61,7 +62,8 @@ def told_sizes(model: nn.Module) -> Sizes:
     """
     found: dict[tuple[str, str], int] = {}
     for path, module in model.named_modules():
-        names = {name for method in RESETS for name in _read(type(module), method)} | (set() if path else TOLD)
+        kind: Any = type(module)
+        names = _reset(kind) if path else _reset(kind) | TOLD
         for attribute in sorted(names & vars(module).keys()):
             found |= {(path, name): value for name, value in _ints(attribute, vars(module)[attribute]).items()}
     told = getattr(model, "feature_info", None)
@@ -130,6 +132,12 @@ def _told(sizes: Sizes, streams: list[Stream], stream: Stream, known: set[tuple[
     for (module, name), value in sizes.items():
         if value == stream.draft.size and same[-1] is stream and (module, name) not in known:
             yield Attribute(module, name, 1)
+
+
+@cache
+def _reset(kind: type) -> frozenset[str]:
+    """The attributes that the methods that make a new head read."""
+    return frozenset(name for method in RESETS for name in _read(kind, method))
 
 
 def _read(kind: type, method: str) -> set[str]:

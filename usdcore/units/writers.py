@@ -8,6 +8,7 @@ call in the host's code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from usdcore import rewrite
 from usdcore.rewrite import Edit
 from usdcore.units.execute import Blank
 from usdcore.units.labels import UNTAGGED
-from usdcore.units.layers import axes, compact
+from usdcore.units.layers import axes, compact, distinct
 from usdcore.units.removal import Removal
 from usdcore.units.rules import shape
 from usdcore.units.sizes import evaluate
@@ -64,7 +65,7 @@ class WriterFinder:
         """The module around op `index`, a projection that makes entries of a group; or why none can be given gaps."""
         trace = self.flow.trace
         op = trace.ops[index]
-        labels = next(use.labels for use in self.flow.uses if use.op == index and use.kind == "makes")
+        labels = next(use.labels for use in self.flow.flat.by_op[index] if use.kind == "makes")
         call, found = trace.calls[op.call], None
         while call.path:
             maker = self._maker(call, op, labels, group)
@@ -130,11 +131,14 @@ class WriterFinder:
 
     def _tensors(self, ops: list[Op]) -> frozenset[str]:
         """The parameters and buffers that have entries in some ops."""
-        flow, own = self.flow, {op.index for op in ops}
-        bases = np.array([base for base, _, _ in flow.slot_axes], dtype=np.int64)
-        slots = [use.slots for use in flow.uses if use.op in own]
-        places = np.unique(np.searchsorted(bases, np.concatenate(slots), side="right") - 1)
+        flow, by_op = self.flow, self.flow.flat.by_op
+        slots = [use.slots for op in ops for use in by_op.get(op.index, ())]
+        places = distinct(np.searchsorted(self._bases, np.concatenate(slots), side="right") - 1)
         return frozenset(str(flow.trace.values[flow.slot_axes[place][1]].tensor) for place in places)
+
+    @cached_property
+    def _bases(self) -> IntArray:
+        return np.array([base for base, _, _ in self.flow.slot_axes], dtype=np.int64)
 
     def _axis(self, value: int, labels: IntArray) -> int | None:
         """The axis along which just these labels lie, in order: -1, or 1 of a convolution's output."""
