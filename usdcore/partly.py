@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from usdcore.gates import Gating
     from usdcore.units.types import Group, IntArray
 
+Runs = list[tuple[int, int]]
+
 #: Of a group's entries: each may need products of its own.
 MOST = 64
 
@@ -53,8 +55,8 @@ class PartlyForward:
         self.is_all = group.kind != "heads"  # of what the group costs; of heads there is the attention too
         self.axis = axis
         size = int(entry_of.max()) + 1
-        self.channels = [torch.from_numpy(np.flatnonzero(entry_of == entry)) for entry in range(size)]
-        self.free = torch.from_numpy(np.flatnonzero(entry_of < 0))
+        self.runs = [_runs(np.flatnonzero(entry_of == entry)) for entry in range(size)]
+        self.free = _runs(np.flatnonzero(entry_of < 0))
 
     def __call__(self, x: Tensor) -> Tensor:
         """As the host's, [B, ..., S] from [B, ..., R]."""
@@ -68,28 +70,45 @@ class PartlyForward:
     def _made(self, x: Tensor, keep: Tensor) -> Tensor:
         weight, bias = self.module.weight, self.module.bias
         out = x.new_zeros(*x.shape[:-1], len(weight), dtype=torch.result_type(x, weight))
-        for rows, channels in self._sets(keep):
-            own = F.linear(x[rows], weight[channels], None if bias is None else bias[channels])
-            out[rows[:, None], ..., channels] = own.movedim(-1, 1).to(out.dtype)
+        for rows, runs in self._sets(keep):
+            own = F.linear(x[rows], _cut(weight, runs, 0), None if bias is None else _cut(bias, runs, 0)).to(out.dtype)
+            done = 0
+            for start, length in runs:
+                out.narrow(-1, start, length).index_copy_(0, rows, own.narrow(-1, done, length))
+                done += length
         return out
 
     def _read(self, x: Tensor, keep: Tensor) -> Tensor:
         weight, bias = self.module.weight, self.module.bias
         out = x.new_zeros(*x.shape[:-1], len(weight), dtype=torch.result_type(x, weight))
-        for rows, channels in self._sets(keep):
-            out.index_add_(0, rows, F.linear(x[rows][..., channels], weight[:, channels]).to(out.dtype))
+        for rows, runs in self._sets(keep):
+            own = torch.cat([x.narrow(-1, *run).index_select(0, rows) for run in runs], -1)
+            out.index_add_(0, rows, F.linear(own, _cut(weight, runs, 1)).to(out.dtype))
         return out if bias is None else out + bias
 
-    def _sets(self, keep: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _sets(self, keep: Tensor) -> Iterator[tuple[Tensor, Runs]]:
         """Images, and the channels that all of these and no others have on."""
-        patterns: dict[tuple[bool, ...], list[Tensor]] = {}
-        if len(self.free):
-            patterns[(True,) * len(keep)] = [self.free]
+        patterns: dict[tuple[bool, ...], Runs] = {}
+        if self.free:
+            patterns[(True,) * len(keep)] = self.free
         for entry, on in enumerate(keep.T.tolist()):
-            patterns.setdefault(tuple(on), []).append(self.channels[entry])
-        for on, channels in patterns.items():
+            patterns[tuple(on)] = [*patterns.get(tuple(on), ()), *self.runs[entry]]
+        for on, runs in patterns.items():
             if any(on):
-                yield torch.tensor(on, device=keep.device).nonzero().flatten(), torch.cat(channels).to(keep.device)
+                yield torch.tensor(on, device=keep.device).nonzero().flatten(), runs
+
+
+def _runs(channels: IntArray) -> Runs:
+    """Start and length of the stretches that channels form."""
+    ends = np.flatnonzero(np.diff(channels, append=-2) != 1) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    return [(int(channels[a]), int(b - a)) for a, b in zip(starts, ends, strict=True)] if len(channels) else []
+
+
+def _cut(weight: Tensor, runs: Runs, axis: int) -> Tensor:
+    """The channels in some stretches of an axis; a view of a single one."""
+    parts = [weight.narrow(axis, *run) for run in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
 def on_now(gating: Gating, group: str) -> Tensor | None:

@@ -322,7 +322,7 @@ def _compute_partly(model: nn.Module, units: Units, gating: Gating) -> dict[str,
     """Let linear layers compute the entries that gates decide about for each image for those images alone, in place.
     Returns the group of heads of each block with one such attention.
     """
-    sites = {site for gate in gating.all() if gate.scope in ("sample", "token") for site in gate.sites}
+    sites = {site for gate in gating.all() if gate.scope != "static" for site in gate.sites}
     layers = {g.name: linears(model, g) or {} for g in units.groups.values() if g.name in sites and g.reason is None}
     found: dict[str, str] = {}
     for block in units.blocks:

@@ -52,8 +52,11 @@ class RandomGate(Gate):
         self.register_buffer("here", torch.zeros(0), persistent=False)  # where the gate is
 
     def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
-        """Anew in every forward, the same for the same seed and number of the forward."""
-        generator = torch.Generator().manual_seed(self.stated.seed * 1_000_003 + state.tick)
+        """Anew in every forward: in evaluation the same for the same seed and number of the forward; in training from
+        torch's generator, which each step seeds, so that a run that is broken off goes on with the same draws.
+        """
+        numbered = torch.Generator().manual_seed(self.stated.seed * 1_000_003 + state.tick)
+        generator = torch.default_generator if self.training else numbered
         rows = state.batch_size if self.training or self.scope == "sample" else 1
         uniform_BS = torch.rand(max(rows, 1), len(self.sites), generator=generator)
         share = 1 / (1 + math.exp(min(700.0, self.threshold - math.log(self.stated.rate / (1 - self.stated.rate)))))

@@ -28,7 +28,7 @@ class UvcGate(Gate):
 
     def __init__(self, groups: Mapping[str, int], skips: Sequence[str], tau: float, hard: bool) -> None:
         super().__init__()
-        self.groups = dict(groups)
+        self.group_sizes = dict(groups)
         self.skips = tuple(skips)
         self.sites = (*groups, *skips)
         self.logits = nn.Parameter(torch.tensor([START] * len(skips)).reshape(-1, 2))
@@ -79,8 +79,10 @@ class UvcGate(Gate):
         draws = {}
         if self.keep is not None:
             keep = self.keep if self.training else self.keep.detach()
-            parts = keep.split(list(self.groups.values()))
-            draws = {name: Draw(part, acts=not self.training) for name, part in zip(self.groups, parts, strict=True)}
+            parts = keep.split(list(self.group_sizes.values()))
+            draws = {
+                name: Draw(part, acts=not self.training) for name, part in zip(self.group_sizes, parts, strict=True)
+            }
         if self.skips:
             self.drawn = self.execute()
             draws |= {name: Draw(part) for name, part in zip(self.skips, self.drawn.unbind(), strict=True)}

@@ -153,7 +153,9 @@ def _columns(model: nn.Module, groups: list[Group], device: torch.device) -> Col
     for group in groups:
         for point in group.masks:
             weight = model.get_submodule(point.module).get_parameter("weight")
-            entry_of = torch.from_numpy(point.entry_of)
+            # What a projection is given may have more positions than columns are left: heads cut by different numbers.
+            own = [m for m in group.members if m.tensor == f"{point.module}.weight" and m.axis == 1]
+            entry_of = torch.from_numpy(own[0].entry_of if own else point.entry_of)
             entries.append(torch.where(entry_of < 0, -1, entry_of + total))
             weights.append(weight)
             widths.append(weight.shape[1])

@@ -81,7 +81,7 @@ class Solver:
             return {}
         force = self.config.gate_weight * (self.multiplier() / self._unit())
         pull = force * _slope(spent, gate.drawn) * self._may_skip(active)
-        return {"resource": (pull.detach() * gate.drawn).sum()}
+        return {"uvc_resource": (pull.detach() * gate.drawn).sum()}
 
     def _may_skip(self, active: float) -> Tensor:
         """1 for each gate that can be off without the gates saving more than is theirs of what is asked for now."""

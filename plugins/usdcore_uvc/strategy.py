@@ -29,6 +29,7 @@ class Uvc(Strategy):
         super().__init__(config)
         self._saved: dict[str, Any] | None = None
         self.solver: Solver | PublicSolver | None = None
+        self.is_over = False  # the phase that the solver belongs to has decided
 
     def attach(self, site: Attachment) -> None:
         """One gate over every group to prune and everything to skip. Errors: there is nothing of either."""
@@ -39,7 +40,7 @@ class Uvc(Strategy):
         if not layout.sizes and not skips:
             msg = "uvc: there is nothing to prune or skip in this model of what heads, dims, hidden and skip allow"
             raise UsdcoreError(msg)
-        self.target = config.target or site.budget.target
+        self.target, self.is_over = config.target or site.budget.target, False
         self.blocks = {block.name: block.units for block in site.units.blocks}
         self.gate = UvcGate(layout.sizes, skips, config.tau, config.hard)
         site.gate("model", self.gate)
@@ -88,11 +89,12 @@ class Uvc(Strategy):
         off = [name for name, on in zip(self.gate.skips, self.gate.execute().tolist(), strict=True) if not on]
         drops = tuple(branch for name in off for branch in self.blocks.get(name, (name,)))
         within = None if self.config.faithful or self.config.target is not None else self.config.within
+        self.is_over = True
         return Decision(self.solver.counts.scores(), drops, within=within, account=self._account(len(off)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts, duals and multiplier of the running phase."""
-        return {"solver": None if self.solver is None else self.solver.state_dict()}
+        """Counts, duals and multiplier of the running phase; a later one begins anew, on what is left."""
+        return {"solver": None if self.solver is None or self.is_over else self.solver.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with them: at once where the phase has begun, else when it does."""
@@ -105,7 +107,7 @@ class Uvc(Strategy):
         """Errors: a target below what one head, one dim and one neuron of every layer cost, blocks that may be skipped
         left out.
         """
-        tree, kept = Tree(site.units, site.budget.metric), fewest(site.units, self.gate.groups)
+        tree, kept = Tree(site.units, site.budget.metric), fewest(site.units, self.gate.group_sizes)
         least, room = tree.decided(kept), solver.theirs(self.target)
         for name, saving in sorted(zip(self.gate.skips, solver.savings, strict=True), key=lambda pair: pair[1]):
             if saving <= room:

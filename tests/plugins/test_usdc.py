@@ -14,8 +14,8 @@ from torch import nn
 from zoo import INPUT, gap
 
 from usdcore.costs import Tree
-from usdcore.executed import batch_macs
 from usdcore.errors import UsdcoreError
+from usdcore.executed import batch_macs
 from usdcore.gates import Draw, ForwardState
 from usdcore.hooks import registry
 from usdcore.plans import Plan
@@ -84,11 +84,12 @@ def test_without_noise_it_is_the_softmax() -> None:
 @pytest.mark.parametrize("options", [{}, {"mix": "literal"}, {"relaxation": "softmax", "hard": False}])
 @pytest.mark.parametrize("training", [False, True])
 def test_neutral_is_identical(
-    model: nn.Module, fused: bool, images: torch.Tensor, options: dict[str, Any], training: bool
+    fused: bool, vit: nn.Module, images: torch.Tensor, options: dict[str, Any], training: bool
 ) -> None:
+    """Its options; other models are tried by the conformance kit."""
     with torch.no_grad():
-        original = model.train(training)(images)
-    session = session_of(model, [make("usdc-static", **options), make("usdc-dynamic")])
+        original = vit.train(training)(images)
+    session = session_of(vit, [make("usdc-static", **options), make("usdc-dynamic")])
     for gate in gating_of(session.model).all():  # type: ignore[union-attr]
         gate.neutral()
     with torch.no_grad():

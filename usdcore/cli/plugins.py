@@ -1,7 +1,8 @@
-"""`usdcore plugins`: what is installed, and what each plugin can be told. Imports no torch."""
+"""`usdcore plugins`: what is installed, what each plugin can be told, and the start of a new one. Imports no torch."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group("plugins")
 def command() -> None:
-    """List what is installed, or show one plugin's options."""
+    """List what is installed, show one plugin's options, write them up, or start a new plugin."""
 
 
 @command.command("list")
@@ -63,6 +64,31 @@ def show(name: str, as_json: bool) -> None:
     for number, details in enumerate(found):
         click.echo("\n" * bool(number), nl=False)
         _print_details(details)
+
+
+@command.command("new")
+@click.argument("name")
+def new(name: str) -> None:
+    """Write a working package with a strategy called NAME into ./NAME: options, method, tests, README.
+
+    It passes usdcore's conformance kit as it is. NAME has small letters, digits and hyphens.
+    """
+    from usdcore.scaffold import write_package
+
+    for path in write_package(name, Path()):
+        click.echo(path)
+    click.echo(f'\nnext: pip install -e "./{name}[dev]" && pytest {name}')
+
+
+@command.command("docs")
+@click.option("--out", default="docs/methods", show_default=True, help="The folder of the pages.")
+@click.option("--distribution", default="usdcore", show_default=True, help="Whose plugins.")
+def docs(out: str, distribution: str) -> None:
+    """Write a page for each plugin of a distribution, from what its options say of themselves, and a list of them."""
+    from usdcore.cli.pages import write_pages
+
+    for path in write_pages(Path(out), distribution):
+        click.echo(path)
 
 
 def _rows(record: PluginRecord) -> list[dict[str, Any]]:

@@ -84,10 +84,12 @@ def execute(
 
 
 def _metered(meter: Meter, batch_size: int) -> list[Any]:
-    """Of the last forward: its MACs, its images, and for each branch for how many of them it ran."""
-    meter.on = {}
+    """Of the last forward: its MACs, its images, for each branch for how many of them it ran, and what is summed of
+    their tokens.
+    """
+    meter.on, meter.tokens = {}, {}
     meter.add(batch_size)
-    return [*meter.batches[-1], meter.on]
+    return [*meter.batches[-1], meter.on, meter.tokens]
 
 
 def _in_turn(found: list[list[Any]]) -> list[Any]:
@@ -99,12 +101,18 @@ def _in_turn(found: list[list[Any]]) -> list[Any]:
 def _sum(batches: list[Any]) -> Execution:
     images = sum(size for _, size, *_ in batches)
     rates: dict[str, float] = {}
-    for _, _, on, *_ in batches:
+    tokens: dict[str, tuple[float, float]] = {}
+    for _, _, on, moments, *_ in batches:
         for site, number in on.items():
             rates[site] = rates.get(site, 0.0) + number
+        for site, (first, second) in moments.items():
+            before = tokens.get(site, (0.0, 0.0))
+            tokens[site] = before[0] + first, before[1] + second
     per_batch = tuple(macs / size for macs, size, *_ in batches)
     total = sum(macs for macs, *_ in batches)
-    return Execution(total / images, {site: on / images for site, on in rates.items()}, per_batch, images)
+    rates = {site: on / images for site, on in rates.items()}
+    means = {site: (first / images, second / images) for site, (first, second) in tokens.items()}
+    return Execution(total / images, rates, per_batch, images, means)
 
 
 def set_scope(gating: Gating | None, scope: Literal["batch", "sample"]) -> None:

@@ -157,7 +157,8 @@ def own_name(tree: ast.FunctionDef) -> str:
 
 
 def _holds(code: CodeType, part: CodeType) -> bool:
-    return code is part or any(isinstance(c, CodeType) and _holds(c, part) for c in code.co_consts)
+    # Equal, not the same: a method that was compiled twice is known by whichever was seen first.
+    return code == part or any(isinstance(c, CodeType) and _holds(c, part) for c in code.co_consts)
 
 
 def _class_of(host: FunctionType) -> type | None:

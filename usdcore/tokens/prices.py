@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -23,27 +24,38 @@ if TYPE_CHECKING:
 Price = tuple[int, int, int]
 Prices = Mapping[tuple[str, str], Price]
 
+#: By block, for as long as its unit is about: a strategy asks before its gates are attached, which asks again.
+_KNOWN: WeakKeyDictionary[BlockUnit, Prices] = WeakKeyDictionary()
+
 
 def token_prices(model: nn.Module, units: Units, blocks: Iterable[BlockUnit]) -> Prices:
     """The prices of blocks. Errors: a block that can't be run with another number of tokens, with where and why."""
     found: dict[tuple[str, str], Price] = {}
     for block in blocks:
+        if block not in _KNOWN:
+            _KNOWN[block] = _prices(model.get_submodule(block.name), block)
+        found |= _KNOWN[block]
         count = block.num_tokens
-        if count is None or count < 3:
-            msg = f"{block.name}: its stream is no sequence of tokens [B, N, C], so none can be left out"
-            raise UsdcoreError(msg)
-        seen = [_costs(model.get_submodule(block.name), block, n) for n in (count, count - 1, count - 2)]
-        own = {key: _fit(count, [costs[key] for costs in seen]) for key in seen[0]}
-        for branch in block.branches:
-            price = own.get(("branch", branch.name))
-            if price is None or at(price, count) != branch.macs or branch.constant_macs:
-                msg = f"{branch.name}: what it costs is not told by its number of tokens, so none can be left out"
-                raise UsdcoreError(msg)
-        found |= own
+        assert count is not None
         for unit in units.all:
             for group in unit.groups if unit.branch in block.branches else ():  # those that gates bring
                 found.setdefault(("own", group.name), (0, group.own_macs // count, 0))
                 found.setdefault(("pairs", group.name), (0, 0, 0))
+    return found
+
+
+def _prices(module: nn.Module, block: BlockUnit) -> Prices:
+    count = block.num_tokens
+    if count is None or count < 3:
+        msg = f"{block.name}: its stream is no sequence of tokens [B, N, C], so none can be left out"
+        raise UsdcoreError(msg)
+    seen = [_costs(module, block, n) for n in (count, count - 1, count - 2)]
+    found = {key: _fit(count, [costs[key] for costs in seen]) for key in seen[0]}
+    for branch in block.branches:
+        price = found.get(("branch", branch.name))
+        if price is None or at(price, count) != branch.macs or branch.constant_macs:
+            msg = f"{branch.name}: what it costs is not told by its number of tokens, so none can be left out"
+            raise UsdcoreError(msg)
     return found
 
 

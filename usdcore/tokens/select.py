@@ -45,16 +45,17 @@ def gathered(x_BNC: Tensor, draws: Sequence[TokenDraw], keep: Tensor, run: Run, 
 
     Images that keep equally many tokens run together, `state.rows` saying which they are.
     """
-    outer = state.rows
+    outer, (_, N, C) = state.rows, x_BNC.shape
+    flat, places, parts = x_BNC.reshape(-1, C), [], []
     for rows, index in _groups(draws, keep, outer, x_BNC.shape[0]):
-        x = x_BNC if rows is None else x_BNC.index_select(0, rows)
-        where = index[..., None].expand(x.shape[0], index.shape[-1], x.shape[-1])
+        own = torch.arange(x_BNC.shape[0], device=x_BNC.device) if rows is None else rows
+        place_Rn = own[:, None] * N + index
         state.rows = outer if rows is None else rows if outer is None else outer[rows]
-        made = run(x.gather(1, where))
+        made = run(flat.index_select(0, place_Rn.flatten()).view(*place_Rn.shape, C))
         state.rows = outer
-        out = x.scatter(1, where, made.to(x.dtype))
-        x_BNC = out if rows is None else x_BNC.index_copy(0, rows, out)
-    return x_BNC
+        places.append(place_Rn.flatten())
+        parts.append(made.reshape(-1, C).to(x_BNC.dtype))
+    return flat.index_copy(0, torch.cat(places), torch.cat(parts)).view_as(x_BNC) if parts else x_BNC
 
 
 def _groups(
