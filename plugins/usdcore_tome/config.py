@@ -22,7 +22,7 @@ class TomeConfig(PluginConfig):
 
     r: Count | list[Count] | None = None
     """How many tokens each block merges away, at most half of what is left; a list says it for each block. null: as few
-    as meet the budget, a fractional r (some blocks merge one more than others)."""
+    as meet the budget, a fractional r (some blocks merge a few more than others)."""
     inflection: float = Field(default=0.0, ge=-1, le=1)
     """How r changes from the first block to the last, in a line around its mean: 0 constant, 1 from 0 to 2r, -1 from 2r
     to 0 (the paper's decreasing schedule)."""

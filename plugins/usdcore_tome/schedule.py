@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: In so many of the last blocks, and with so many numbers of merges in each, all schedules are tried that are no more
 #: than the third.
 BLOCKS, NUMBERS, SCHEDULES = 12, 8, 4096
+#: Of schedules as near to the best as this share of the dense MACs, the one with the fewest changes is taken.
+NEAR = 0.0005
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,11 @@ def _closed(costs: Costs, most: float, above: IntArray, below: IntArray) -> IntA
     candidates = np.maximum(above + np.pad(more, ((0, 0), (len(above) - tried, 0))), 0)
     candidates = np.concatenate([below[None], candidates])
     macs = costs.macs(candidates)
-    return np.asarray(candidates[np.where(macs <= most, macs, -1).argmax()])
+    within = np.where(macs <= most, macs, -1)
+    changes = np.abs(candidates - above).sum(1)
+    return np.asarray(
+        candidates[np.where(within >= within.max() - NEAR * costs.dense, changes, changes.max() + 1).argmin()]
+    )
 
 
 def _at(price: Price, tokens: IntArray) -> IntArray:

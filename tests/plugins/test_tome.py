@@ -284,7 +284,7 @@ def test_with_pruning_one_budget_is_met_by_both(vit: nn.Module, images: torch.Te
     assert 0.495 < share <= 0.5
     assert counted_macs(session.model, images) == executed(session, 5)
     assert min(heads) < 4 or min(unit.hidden for unit in session.units.ffn) < 192
-    assert len(session.plan.attached) == 3
+    assert len(session.plan.attached) == len(session.gating.gates) > 1  # type: ignore[union-attr]
 
 
 def test_a_later_phase_solves_for_what_is_left_of_the_budget() -> None:

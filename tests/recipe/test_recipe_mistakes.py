@@ -123,7 +123,10 @@ def test_a_missing_section_is_reported_at_the_top(write: Callable[..., str]) -> 
         ("phases: 3", "phases: 3 is not a list; write a list such as [a, b]"),
         ("phases: {name: a}", "phases: a mapping is not a list; write a list such as [a, b]"),
         ("phases: [a]", "phases[0]: 'a' is not a mapping; write a mapping with name and epochs"),
-        ("budget: {batch_size: 1, macs: null}", "budget.params: the budget has no target; give macs, latency or params"),
+        (
+            "budget: {batch_size: 1, macs: null}",
+            "budget.params: the budget has no target; give macs, latency or params",
+        ),
         (
             "budget: {batch_size: 1, macs: 0.5, params: 0.5}",
             "budget.params: the budget has several targets; give one of macs, latency and params",

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
-#: Below this share of a softmax, what is left of it no longer tells what to keep. Published code has 1e-6, with which a few
-#: images whose attention is all on what they drop decide each step: tried on a small model, this met its ratio soonest.
+#: Below this share of a softmax, what is left of it no longer tells what to keep. Published code has 1e-6, with which
+#: few images, whose attention is all on what they drop, decide each step: tried, this met its ratio soonest.
 SMALL = 0.1
 PRODUCTS = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
 CAUGHT = SOFTMAX | PRODUCTS | {F.scaled_dot_product_attention}
