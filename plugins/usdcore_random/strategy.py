@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 SITE = "branches"
 
+#: The golden ratio, whose multiples spread evenly over 0 to 1.
+SPREAD = (5**0.5 - 1) / 2
+
 
 class GateRecord(BaseModel):
     """What an attach record of this plugin holds."""
@@ -33,6 +36,7 @@ class GateRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sites: tuple[str, ...] = Field(min_length=1, max_length=10_000)
+    tap: str = Field(min_length=1, max_length=300, description="the block whose stream tells images apart")
     rate: float = Field(gt=0, lt=1)
     seed: int
     scope: Literal["batch", "sample"]
@@ -44,24 +48,29 @@ class RandomGate(Gate):
 
     def __init__(self, stated: GateRecord) -> None:
         super().__init__()
-        self.here: Tensor
-        self.sites = stated.sites
+        self.sites, self.tap = stated.sites, stated.tap
         self.stated = stated
         self.scope: Scope = stated.scope
         self.threshold = stated.threshold
-        self.register_buffer("here", torch.zeros(0), persistent=False)  # where the gate is
 
     def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
-        """Anew in every forward: in evaluation the same for the same seed and number of the forward; in training from
-        torch's generator, which each step seeds, so that a run that is broken off goes on with the same draws.
+        """In training anew each time, from torch's generator, which each step seeds; in evaluation an image, or a
+        batch, has the same draws whenever it comes: they are spread by what its stream adds up to.
         """
-        numbered = torch.Generator().manual_seed(self.stated.seed * 1_000_003 + state.tick)
-        generator = torch.default_generator if self.training else numbered
-        rows = state.batch_size if self.training or self.scope == "sample" else 1
-        uniform_BS = torch.rand(max(rows, 1), len(self.sites), generator=generator)
-        share = 1 / (1 + math.exp(min(700.0, self.threshold - math.log(self.stated.rate / (1 - self.stated.rate)))))
-        keep_BS = (uniform_BS < share).float().to(self.here.device)
-        return {site: Draw(keep_BS[0, i] if rows <= 1 else keep_BS[:, i]) for i, site in enumerate(self.sites)}
+        assert x_BNC is not None
+        own = self.stated
+        share = 1 / (1 + math.exp(min(700.0, self.threshold - math.log(own.rate / (1 - own.rate)))))
+        if self.training:
+            uniform_BS = torch.rand(x_BNC.shape[0], len(self.sites), device=x_BNC.device)
+        else:
+            mean_B = x_BNC.detach().float().mean((1, 2))
+            mean_B = mean_B if self.scope == "sample" else mean_B.mean(0, keepdim=True)
+            steps_S = SPREAD * torch.arange(own.seed + 1, own.seed + 1 + len(self.sites), device=x_BNC.device)
+            uniform_BS = (mean_B[:, None].double() * 1e5 * (1 + steps_S)) % 1
+        keep_BS = (uniform_BS < share).to(x_BNC.dtype)
+        if self.scope == "batch" and not self.training:
+            return {site: Draw(keep_BS[0, i]) for i, site in enumerate(self.sites)}
+        return {site: Draw(keep_BS[:, i]) for i, site in enumerate(self.sites)}
 
 
 class RandomGates(Strategy):
@@ -75,8 +84,9 @@ class RandomGates(Strategy):
         if self.gates:
             return
         names = self._wanted(site.units)
+        tap = next(block.name for block in site.units.blocks if block.units[0] in names or block.units[-1] in names)
         stated = GateRecord(
-            sites=names, rate=_rate(site, names), seed=self.config.seed, scope=_scope(site), threshold=0.0
+            tap=tap, sites=names, rate=_rate(site, names), seed=self.config.seed, scope=_scope(site), threshold=0.0
         )
         site.gate(SITE, RandomGate(stated))
 

@@ -110,7 +110,7 @@ in the heading of their column)
 table.yaml:3:18 paper.dat: unknown key; did you mean 'data'?
 table.yaml:4:10 report[0]: there is no column 'top2'; did you mean 'top1'?
 table.yaml:4:16 report[1]: there is no column 'top1@x'; did you mean 'top1'?
-table.yaml:4:24 report[2]: 'params@32': only top1 and executed_macs are measured at several batch sizes
+table.yaml:4:24 report[2]: 'params@32': only top1, executed_macs and speedup are measured at several batch sizes
 table.yaml:7:40 scales.own.seed: unknown key; did you mean 'seeds'?
 table.yaml:9:15 rows[0].sett: unknown key; did you mean 'set'?
 table.yaml:9:48 rows[0].paper.top11: there is no column 'top11'; did you mean 'top1'?

@@ -141,3 +141,13 @@ def test_a_structure_of_another_model_is_refused(exact: Exact) -> None:
     wrong = line.row.model_copy(update={"structure": (wide, *line.row.structure[1:])})
     with pytest.raises(UsdcoreError, match=r"blocks.0.attn has 6 heads, so 7 can't be left"):
         exact.structure(type(line)(wrong, line.recipe))
+
+
+@pytest.mark.parametrize("scale", ["digits", "cifar10"])
+def test_all_methods_stand_side_by_side(scale: str) -> None:
+    """At one budget and for equally many epochs, each row with everything that it needs."""
+    found = at_scale(read_ablation(PAPER.parent / "compare" / "methods.yaml"), scale)
+    jobs = plan_jobs(found, Path("nowhere"))
+    recipes = [jobs.of(line.row.name, [0])[0].recipe for line in found.lines]
+    assert len(recipes) == 13
+    assert len({(recipe.budget.target, sum(phase.epochs for phase in recipe.phases)) for recipe in recipes}) == 1

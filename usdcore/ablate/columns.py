@@ -67,7 +67,9 @@ def parse_column(key: str) -> Column:
     if found := _WITH_BATCH.fullmatch(key):
         quantity, batch_size = found[1], int(found[2])
         if quantity in TITLES and quantity not in _AT_BATCH:
-            raise ValueError(f"{key!r}: only {', '.join(_AT_BATCH)} are measured at several batch sizes")
+            raise ValueError(
+                f"{key!r}: only {', '.join(_AT_BATCH[:-1])} and {_AT_BATCH[-1]} are measured at several batch sizes"
+            )
     if quantity not in TITLES:
         raise ValueError(f"there is no column {key!r}; {nearest(quantity, TITLES)}")
     if quantity == "speedup" and batch_size is None:

@@ -174,15 +174,15 @@ def _first_row(
 def weighed(probabilities: Tensor, factor: Tensor) -> Tensor:
     """The softmax [..., N, N] with its terms multiplied by a factor: p f / sum(p f), as if exp(logit) had been.
 
-    The factor's gradient is smaller by sum / (sum + `SMALL`): where all of the softmax was on terms that are left out,
-    it would be without bound. Published code has such a number in the forward; here that stays what evaluation gives.
+    Where less than `SMALL` of the softmax is left, the factor's gradient is smaller by sum / `SMALL`: it would be
+    without bound. Published code has such a number in the forward; here that stays what evaluation gives.
     """
     factor = _placed(factor, probabilities).to(probabilities.dtype)
     factor = factor.expand_as(probabilities) if factor.requires_grad else factor
     terms = probabilities * factor
     total = terms.sum(-1, keepdim=True)
     if factor.requires_grad:
-        share = total.detach() / (total.detach() + SMALL)
+        share = (total.detach() / SMALL).clamp(max=1)
         factor.register_hook(lambda gradient: gradient * share)  # type: ignore[no-untyped-call]
     return terms / total.clamp(min=torch.finfo(total.dtype).tiny)
 

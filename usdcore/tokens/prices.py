@@ -31,9 +31,14 @@ _KNOWN: WeakKeyDictionary[BlockUnit, Prices] = WeakKeyDictionary()
 def token_prices(model: nn.Module, units: Units, blocks: Iterable[BlockUnit]) -> Prices:
     """The prices of blocks. Errors: a block that can't be run with another number of tokens, with where and why."""
     found: dict[tuple[str, str], Price] = {}
+    alike: dict[tuple[object, ...], Prices] = {}  # blocks of one class that are printed alike cost the same
     for block in blocks:
         if block not in _KNOWN:
-            _KNOWN[block] = _prices(model.get_submodule(block.name), block)
+            module = model.get_submodule(block.name)
+            kind = (type(module), repr(module), block.num_tokens, block.width)
+            if kind not in alike:
+                alike[kind] = _prices(module, block)
+            _KNOWN[block] = _checked(block, {(what, _named(block, own)): p for (what, own), p in alike[kind].items()})
         found |= _KNOWN[block]
         count = block.num_tokens
         assert count is not None
@@ -45,18 +50,22 @@ def token_prices(model: nn.Module, units: Units, blocks: Iterable[BlockUnit]) ->
 
 
 def _prices(module: nn.Module, block: BlockUnit) -> Prices:
+    """By the names of branches and groups inside the block."""
     count = block.num_tokens
     if count is None or count < 3:
         msg = f"{block.name}: its stream is no sequence of tokens [B, N, C], so none can be left out"
         raise UsdcoreError(msg)
     seen = [_costs(module, block, n) for n in (count, count - 1, count - 2)]
-    found = {key: _fit(count, [costs[key] for costs in seen]) for key in seen[0]}
+    return {key: _fit(count, [costs[key] for costs in seen]) for key in seen[0]}
+
+
+def _checked(block: BlockUnit, prices: Prices) -> Prices:
     for branch in block.branches:
-        price = found.get(("branch", branch.name))
-        if price is None or at(price, count) != branch.macs or branch.constant_macs:
+        price = prices.get(("branch", branch.name))
+        if price is None or at(price, block.num_tokens or 0) != branch.macs or branch.constant_macs:
             msg = f"{branch.name}: what it costs is not told by its number of tokens, so none can be left out"
             raise UsdcoreError(msg)
-    return found
+    return prices
 
 
 def at(price: Price, count: int) -> int:
@@ -70,10 +79,10 @@ def _costs(module: nn.Module, block: BlockUnit, count: int) -> dict[tuple[str, s
     except UsdcoreError as error:
         msg = f"{block.name}: its tokens can't be left out, as it does not run with {count} of them: {error}"
         raise UsdcoreError(msg) from None
-    costs = {("branch", _named(block, name)): branch.macs for name, branch in units.branches.items()}
+    costs = {("branch", name): branch.macs for name, branch in units.branches.items()}
     for name, group in units.groups.items():
-        costs["own", _named(block, name)] = group.own_macs
-        costs["pairs", _named(block, name)] = group.macs_per_pair
+        costs["own", name] = group.own_macs
+        costs["pairs", name] = group.macs_per_pair
     return costs
 
 
