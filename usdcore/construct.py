@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 import timm
 import timm.layers
+import torch
 from timm.models import build_model_with_cfg
 from torch import nn
 from torch.nn.modules import module as registration
 
 from usdcore.backbones import require_base
 from usdcore.errors import UsdcoreError, brief
+from usdcore.units import find_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from usdcore.plans import Base
+    from usdcore.units.types import Units
 
 #: Arguments of timm's that load files, reach the network, wrap the model or change timm itself. Its two factory
 #: functions' own parameters are all of that kind, in every version.
@@ -62,6 +65,18 @@ def create(base: Base) -> nn.Module:
         msg = f"timm can't make {base.name} with {brief(json.dumps(base.kwargs), 300)} ({reason}); change model.kwargs"
         raise UsdcoreError(msg) from error
     return model
+
+
+def units_of(base: Base) -> Units:
+    """The units of the base model, made on the meta device, or, where it reads values while it is made, with random
+    weights. Errors: as `create` and `find_units`.
+    """
+    try:
+        with torch.device("meta"):
+            model = create(base)
+    except (UsdcoreError, NotImplementedError):
+        model = create(base)
+    return find_units(model, torch.zeros(1, *base.input_shape, device="meta"))
 
 
 def constructor_kwargs(base: Base) -> dict[str, object]:

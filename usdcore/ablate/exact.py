@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from usdcore.ablate.structure import PrintedStructure, priced
-from usdcore.artifact import create
+from usdcore.construct import units_of
 from usdcore.costs import cost
 from usdcore.engine.setup import make_base
 from usdcore.errors import UsdcoreError
 from usdcore.hooks import registry
 from usdcore.hooks.reference import field_references
 from usdcore.recipe import PluginConfig
-from usdcore.units import find_units
 
 if TYPE_CHECKING:
     from usdcore.ablate.loading import Line
@@ -69,7 +68,7 @@ class Exact:
         base = self._base(recipe)
         key = base.model_dump_json()
         if key not in self._units:
-            self._units[key] = _found(base)
+            self._units[key] = units_of(base)
         return self._units[key]
 
     def _base(self, recipe: Recipe) -> Base:
@@ -111,13 +110,3 @@ def _sum(costs: list[GateCost]) -> GateCost | None:
     if not costs:
         return None
     return GateCost(sum(c.macs for c in costs), sum(c.paper_flops for c in costs), sum(c.params for c in costs))
-
-
-def _found(base: Base) -> Units:
-    """On the meta device; a model that reads values while it is made gets random weights instead."""
-    try:
-        with torch.device("meta"):
-            model = create(base)
-    except (UsdcoreError, NotImplementedError):
-        model = create(base)
-    return find_units(model, torch.zeros(1, *base.input_shape, device="meta"))

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, input_size: int | None, pairs: tuple[str, ...], as_json: bool) -> None:
     """The units found in timm's MODEL, with their MACs and parameters. No weights are made or fetched."""
+    from usdcore.construct import units_of
     from usdcore.units.show import units_json
 
     base = _base(model, input_size, dict(_parsed(pair) for pair in pairs))
-    units = _find(base)
+    units = units_of(base)
     if as_json:
         print_json(units_json(units, base.name, base.input_shape[-1]))
     else:
@@ -48,21 +49,6 @@ def _base(name: str, input_size: int | None, kwargs: dict[str, Any]) -> Base:
     if size != default:
         kwargs.setdefault("img_size", size)
     return Base(name=name, kwargs=kwargs, num_classes=classes, input_shape=shape)
-
-
-def _find(base: Base) -> Units:
-    """Units of a model on the meta device; one that reads values while it is made gets random weights instead."""
-    import torch
-
-    from usdcore.artifact import create
-    from usdcore.units import find_units
-
-    try:
-        with torch.device("meta"):
-            model = create(base)
-    except (UsdcoreError, NotImplementedError):
-        model = create(base)
-    return find_units(model, torch.zeros(1, *base.input_shape, device="meta"))
 
 
 def _parsed(pair: str) -> tuple[str, Any]:
