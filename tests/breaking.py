@@ -1,12 +1,18 @@
-"""benchmarks/resume.py, which breaks runs off, as a module."""
+"""Runs that are broken off: by benchmarks/resume.py, as a module, and after a number of steps."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import pytest
+import torch
+
+from usdcore.engine import keep, pipeline
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,3 +28,45 @@ def _load() -> ModuleType:
 
 
 harness: Any = _load()
+
+
+def weights_of_runs(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Mapping[str, torch.Tensor]]:
+    """Runs the phases of a recipe, and nothing behind them, into a folder; returns the model's weights."""
+
+    class Finish:
+        def __init__(self, around: Any) -> None:
+            self.around = around
+
+        def execute(self) -> dict[str, Any]:
+            return {"budget": {"met": True}, "model": self.around.session.model.state_dict()}
+
+    monkeypatch.setattr(pipeline, "Finish", Finish)
+    return lambda out: pipeline.run(recipe, out)["model"]
+
+
+def broken_off_ends_alike(
+    run: Callable[[Path], Mapping[str, torch.Tensor]],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: Sequence[int],
+) -> None:
+    """A run that is broken off after so many steps, each time, and then goes on ends with an unbroken one's weights."""
+    unbroken, real = run(folder / "unbroken"), keep.Epochs.after_step
+    for stop_after in steps:
+        done = 0
+
+        def after_step(self: Any, fit: Any, stop_after: int = stop_after) -> None:
+            nonlocal done
+            real(self, fit)
+            done += 1
+            if done == stop_after:
+                self.write(fit)
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(keep.Epochs, "after_step", after_step)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder / f"{stop_after}")
+        monkeypatch.setattr(keep.Epochs, "after_step", real)
+        again = run(folder / f"{stop_after}")
+        assert again.keys() == unbroken.keys()
+        assert all(torch.equal(again[name], unbroken[name]) for name in unbroken), stop_after

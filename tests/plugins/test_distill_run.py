@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import timm
-import torch
+from breaking import broken_off_ends_alike, weights_of_runs
 from distilling import VIT, weights_of
 from zoo import randomise
 
-from usdcore.engine import keep, pipeline
 from usdcore.engine.dryrun import dry_run
 from usdcore.errors import UsdcoreError
 from usdcore.recipe import RecipeError, dump_recipe, load_recipe
@@ -51,41 +50,13 @@ def recipe(teacher_file: str, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the phases of the recipe into a folder; returns the weights and the session's losses so far."""
-
-    class Finish:
-        def __init__(self, around: Any) -> None:
-            self.around = around
-
-        def execute(self) -> dict[str, Any]:
-            return {"budget": {"met": True}, "model": self.around.session.model.state_dict()}
-
-    monkeypatch.setattr(pipeline, "Finish", Finish)
-    return lambda out: pipeline.run(recipe, out)["model"]
+    """Runs the phases of the recipe into a folder; returns its weights."""
+    return weights_of_runs(recipe, monkeypatch)
 
 
 def test_a_broken_run_ends_with_the_same_weights(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken off while the cache is filled, when it is full, and in the search with its learned maps."""
-    unbroken = run(tmp_path / "unbroken")
-    real = keep.Epochs.after_step
-    for stop_after in (3, 8, 15):
-        steps = 0
-
-        def after_step(self: Any, fit: Any, stop_after: int = stop_after) -> None:
-            nonlocal steps
-            real(self, fit)
-            steps += 1
-            if steps == stop_after:
-                self.write(fit)
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(keep.Epochs, "after_step", after_step)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / f"{stop_after}")
-        monkeypatch.setattr(keep.Epochs, "after_step", real)
-        again = run(tmp_path / f"{stop_after}")
-        assert again.keys() == unbroken.keys()
-        assert all(torch.equal(again[name], unbroken[name]) for name in unbroken), stop_after
+    broken_off_ends_alike(run, tmp_path, monkeypatch, (3, 8, 15))
 
 
 def test_a_dry_run_needs_no_data_and_finds_mistakes(recipe: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from breaking import broken_off_ends_alike, weights_of_runs
 
-from usdcore.engine import keep, pipeline
+from usdcore.engine import keep
 from usdcore.engine.dryrun import dry_run
 from usdcore.recipe import RecipeError, load_recipe
 from usdcore.runner import CHILD
@@ -41,17 +42,8 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the phases of the recipe into a folder; returns its weights."""
-
-    class Finish:
-        def __init__(self, around: Any) -> None:
-            self.around = around
-
-        def execute(self) -> dict[str, Any]:
-            return {"budget": {"met": True}, "model": self.around.session.model.state_dict()}
-
-    monkeypatch.setattr(pipeline, "Finish", Finish)
-    return lambda out: pipeline.run(recipe, out)["model"]
+    """Runs the recipe into a folder; returns its weights."""
+    return weights_of_runs(recipe, monkeypatch)
 
 
 def test_a_broken_run_ends_with_the_same_weights(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +58,7 @@ def test_a_broken_run_ends_with_the_same_weights(run: Any, tmp_path: Path, monke
         seen.append((fit.place, fit.session.host_lr, {name: tensor.clone() for name, tensor in weights.items()}))
 
     monkeypatch.setattr(keep.Epochs, "after_step", watch)
-    unbroken = run(tmp_path / "unbroken")
+    run(tmp_path / "unbroken")
     fixed = {"cls_token", "pos_embed"}
     for (_, _, before), (place, rate, after) in pairwise(seen):
         if place.step > 0:
@@ -76,24 +68,8 @@ def test_a_broken_run_ends_with_the_same_weights(run: Any, tmp_path: Path, monke
             assert bool(moved - own) == (rate > 0)
             assert not moved & fixed
             assert rate == ((0.0, 0.5)[place.epoch] if place.stage == "drop" else 0.1)
-    for stop_after in (3, 9, 15):
-        steps = 0
-
-        def after_step(self: Any, fit: Any, stop_after: int = stop_after) -> None:
-            nonlocal steps
-            real(self, fit)
-            steps += 1
-            if steps == stop_after:
-                self.write(fit)
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(keep.Epochs, "after_step", after_step)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / f"{stop_after}")
-        monkeypatch.setattr(keep.Epochs, "after_step", real)
-        again = run(tmp_path / f"{stop_after}")
-        assert again.keys() == unbroken.keys()
-        assert all(torch.equal(again[name], unbroken[name]) for name in unbroken), stop_after
+    monkeypatch.setattr(keep.Epochs, "after_step", real)
+    broken_off_ends_alike(run, tmp_path / "broken", monkeypatch, (3, 9, 15))
 
 
 def test_a_dry_run_solves_the_ratio(recipe: Path) -> None:
