@@ -72,7 +72,8 @@ def require_neutral(
     """
     with _neutral(gating):
         found = outputs(model, input_shape, gating)
-        require_a_set(model, varied_blocks(units, gating), input_shape)
+        with _restored(model):
+            require_a_set(model, varied_blocks(units, gating), input_shape)
     for mode, logits in found.items():
         difference = float((logits - host[mode]).abs().max() / host[mode].abs().max().clamp(min=1e-12))
         if not difference <= TOLERANCE:

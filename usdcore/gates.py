@@ -86,7 +86,9 @@ class ForwardState:
     #: What a plugin's gates tell each other in one forward, and whoever looks after it, by the plugin's name.
     notes: dict[str, Any] = field(default_factory=dict)
     cores: Cores | None = None  # the attention of the block that now runs, where that is looked into
-    partly: set[str] = field(default_factory=set)  # groups of which only what is on was computed
+    #: Groups of which only what is on was computed, and those of which somewhere all was after all.
+    partly: set[str] = field(default_factory=set)
+    wholly: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)  # the sites that the model came by
     rows: Tensor | None = None  # the samples for which a branch now runs, while it runs for some of the batch
 
@@ -281,7 +283,7 @@ class Gating(nn.Module):
         own = self.blocks.get(site, (site,))
         first = order.index(own[0]) if where == TOKENS else order.index(own[-1]) + 1
         for name in order[first:]:
-            state.counts[name] = torch.tensor(reduced.shape[1])
+            state.counts[name] = torch.full((), reduced.shape[1], device=reduced.device)
         return reduced
 
     def groups(self, model: nn.Module, units: Units) -> list[Group]:

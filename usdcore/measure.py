@@ -66,7 +66,9 @@ class Meter:
             return
         state, gate_macs = self.gating.state, self.gating.count_macs()
         decisions, counts = state.dynamic, state.counts
-        macs = batch_macs(self.units, decisions, gate_macs, batch_size, counts, self.gating.prices, state.partly)
+        macs = batch_macs(
+            self.units, decisions, gate_macs, batch_size, counts, self.gating.prices, state.partly - state.wholly
+        )
         self.batches.append((macs, batch_size))
         for branch, count in counts.items():
             first, second = self.tokens.get(branch, (0.0, 0.0))

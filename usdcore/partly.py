@@ -61,7 +61,10 @@ class PartlyForward:
     def __call__(self, x: Tensor) -> Tensor:
         """As the host's, [B, ..., S] from [B, ..., R]."""
         keep = on_now(self.gating, self.group)
-        if keep is None or len(keep) != len(x):
+        if keep is not None and len(keep) != len(x):  # its rows are no images: computed whole, and counted so
+            self.gating.state.wholly.add(self.group)
+            keep = None
+        if keep is None:
             return F.linear(x, self.module.weight, self.module.bias)
         if self.is_all:
             self.gating.state.partly.add(self.group)

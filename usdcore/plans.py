@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, field_validator
 
@@ -14,7 +14,7 @@ from usdcore.errors import UsdcoreError, brief
 from usdcore.jsontext import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 #: How the names of token sites end: what enters a block or a branch, and what leaves a block.
@@ -44,6 +44,9 @@ Index = Annotated[int, Field(ge=0, lt=2**31)]
 Distribution = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]*$")]
 Version = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._!+\-]*$")]
 MAX_ENTRIES, MAX_RECORDS = 1_000_000, 10_000
+
+
+_Stated = TypeVar("_Stated", bound=BaseModel)
 
 
 class _Record(BaseModel):
@@ -106,6 +109,16 @@ class Attach(_Record):
     def key(self) -> str:
         """The name of the gate in the model: plugin and site."""
         return gate_key(self.plugin, self.site)
+
+    def read(self, kind: type[_Stated], config: Mapping[str, Any] | None = None) -> _Stated:
+        """The record's config, or a part of it, as the plugin's own model. Errors: it is none."""
+        try:
+            return kind.model_validate(self.config if config is None else config)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            place = brief(".".join(str(part) for part in first["loc"]) or "its config", 200)
+            msg = f"the plan's gate at {self.site} can't be built: {place}: {first['msg']}"
+            raise UsdcoreError(msg) from None
 
 
 Record = Annotated[Keep | Drop | Attach, Field(discriminator="record")]

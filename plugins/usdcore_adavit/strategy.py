@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from usdcore.costs import Tree
 from usdcore.errors import UsdcoreError
 from usdcore.owngroups import extended
@@ -140,13 +138,7 @@ class AdaViT(Strategy):
     @classmethod
     def rebuild(cls, record: Attach) -> PolicyGate:
         """The gate that an attach record states, with fresh weights. Errors: a record that is not this plugin's."""
-        try:
-            return PolicyGate(record.site, Policy.model_validate(record.config))
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(str(part) for part in first["loc"]) or "it"
-            msg = f"the plan's gate at {record.site} can't be built: {place}: {first['msg']}"
-            raise UsdcoreError(msg) from None
+        return PolicyGate(record.site, record.read(Policy))
 
     def _uses(self, kind: str) -> bool:
         return any(getattr(gate, kind) is not None for gate in self.policy_gates)

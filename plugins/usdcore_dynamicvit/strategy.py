@@ -6,7 +6,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from usdcore.check import outputs
 from usdcore.errors import UsdcoreError
@@ -104,13 +104,7 @@ class DynamicVit(Strategy):
     @classmethod
     def rebuild(cls, record: Attach) -> PlaceGate:
         """The gate that an attach record states, with fresh weights. Errors: a record that is not this plugin's."""
-        try:
-            stated = PlaceRecord.model_validate(record.config)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            msg = f"the plan's gate at {record.site} can't be built: {place}: {first['msg']}"
-            raise UsdcoreError(msg) from None
+        stated = record.read(PlaceRecord)
         sizes = Sizes(stated.width, stated.prefix, stated.read, stated.count)
         return PlaceGate(stated.blocks, stated.before, sizes, stated.ratio)
 

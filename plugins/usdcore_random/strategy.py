@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from usdcore.costs import Tree
 from usdcore.errors import UsdcoreError
@@ -112,13 +112,7 @@ class RandomGates(Strategy):
     @classmethod
     def rebuild(cls, record: Attach) -> RandomGate:
         """The gate that an attach record states. Errors: a record that is not this plugin's."""
-        try:
-            return RandomGate(GateRecord.model_validate(record.config))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            msg = f"the plan's gate at {record.site} can't be built: {place}: {first['msg']}"
-            raise UsdcoreError(msg) from None
+        return RandomGate(record.read(GateRecord))
 
     def _wanted(self, units: Units) -> tuple[str, ...]:
         attention = {unit.branch.name for unit in units.attention if unit.branch}

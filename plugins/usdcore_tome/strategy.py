@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import ValidationError
 
 from usdcore.errors import UsdcoreError
 from usdcore.plans import TOKENS, Attach
@@ -85,13 +84,7 @@ class Tome(Strategy):
     @classmethod
     def rebuild(cls, record: Attach) -> Merge:
         """The gate that an attach record states. Errors: a record that is not this plugin's."""
-        try:
-            return Merge(record.site, MergeRecord.model_validate(record.config))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            msg = f"the plan's gate at {record.site} can't be built: {place}: {first['msg']}"
-            raise UsdcoreError(msg) from None
+        return Merge(record.site, record.read(MergeRecord))
 
     def _record(self, site: str, stated: MergeRecord) -> Attach:
         return Attach(

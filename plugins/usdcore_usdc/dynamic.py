@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from usdcore.errors import UsdcoreError
@@ -105,15 +105,9 @@ class Dynamic(Strategy):
     @classmethod
     def rebuild(cls, record: Attach) -> LayerGate:
         """The gate that an attach record states, with fresh weights. Errors: a record that is not this plugin's."""
-        try:
-            stated = GateRecord.model_validate(record.config)
-            name = str(stated.network.get("use"))
-            network = registry().config("gate-network", name).model_validate(stated.network)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            msg = f"the plan's gate at {record.site} can't be built: {place}: {first['msg']}"
-            raise UsdcoreError(msg) from None
+        stated = record.read(GateRecord)
+        name = str(stated.network.get("use"))
+        network = record.read(registry().config("gate-network", name), stated.network)
         built = _network(network, stated.width, len(stated.columns))
         gate = LayerGate(record.site, stated.columns, {name: built}, stated.scope)
         gate.threshold = stated.threshold

@@ -244,7 +244,7 @@ def test_a_model_that_needs_tokens_in_their_places_is_refused() -> None:
 LOAD = """
 import sys, torch, usdcore
 model = usdcore.load(sys.argv[1])
-torch.save(model(torch.load(sys.argv[2])), sys.argv[3])
+torch.save(model(torch.load(sys.argv[2], weights_only=True)), sys.argv[3])
 """
 
 
@@ -260,7 +260,7 @@ def test_it_is_the_same_in_a_new_process(vit: nn.Module, images: torch.Tensor, t
     torch.save(images, tmp_path / "images.pt")
     command = [sys.executable, "-c", LOAD, *(str(tmp_path / name) for name in ("m.safetensors", "images.pt", "out.pt"))]
     subprocess.run(command, check=True)
-    assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
+    assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), expected)
     again = usdcore.load(tmp_path / "m.safetensors").train()
     again(images).sum().backward()  # and fine-tunes in plain PyTorch
 

@@ -223,3 +223,12 @@ def test_every_image_may_keep_no_head(vit: nn.Module, images: Tensor) -> None:
         masked, skipping = both(made.model, images)
         assert gap(skipping, masked) < 1e-5
         assert made.execution(lambda: [images]).macs * len(images) == counted_macs(made.model, images)
+
+
+def test_the_trial_leaves_every_mode_as_it_was(vit: nn.Module) -> None:
+    """A module that its user keeps in evaluation mode stays so."""
+    vit.train()
+    vit.blocks[1].norm1.eval()
+    before = {name: module.training for name, module in vit.named_modules()}
+    Session(vit, torch.zeros(1, *INPUT), Budget("macs", 0.97, 5, "sample")).begin_phase([Acting(("tokens",), some())])
+    assert {name: vit.get_submodule(name).training for name in before} == before

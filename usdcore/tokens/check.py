@@ -24,7 +24,7 @@ def require_a_set(model: nn.Module, blocks: Iterable[str], input_shape: tuple[in
     """Errors: a block for which leaving tokens out is not the same as masking them, because what it computes depends on
     where tokens stand (rotary embeddings, windows, biases), or because its attention is of a kind that is not met.
 
-    The model is run in evaluation mode on two random images; its gates must be neutral.
+    The model is put in evaluation mode and run on two random images; its gates must be neutral.
     """
     modules = {name: model.get_submodule(name) for name in blocks}
     if not modules:
@@ -37,16 +37,13 @@ def require_a_set(model: nn.Module, blocks: Iterable[str], input_shape: tuple[in
         return lambda _, args, kwargs: seen.setdefault(name, (args[0], args[1:], kwargs)) and None
 
     hooks = [module.register_forward_pre_hook(see(name), with_kwargs=True) for name, module in modules.items()]
-    was_training = model.training
     try:
         model.eval()(images)
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
     for name, (x, args, kwargs) in seen.items():
-        _require(name, modules[name].eval(), x, (args, kwargs))
-        modules[name].train(was_training)
+        _require(name, modules[name], x, (args, kwargs))
 
 
 def _require(name: str, module: nn.Module, x_BNC: Tensor, rest: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
