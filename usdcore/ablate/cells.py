@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
-from usdcore.ablate.columns import Column, difference, measured, parse_column, show, show_claim, show_spread
+from usdcore.ablate.columns import (
+    OF_COMPRESSED,
+    Column,
+    difference,
+    measured,
+    parse_column,
+    show,
+    show_claim,
+    show_spread,
+)
 from usdcore.report.text import NOT_APPLICABLE, NOT_RUN
 
 if TYPE_CHECKING:
@@ -144,4 +153,4 @@ def _has(column: Column, row: Row) -> bool:
     """Whether a run of the row would have this number."""
     if row.model == "compressed":
         return column.quantity != "block_share"
-    return column.batch_size is None and column.quantity not in ("gate_macs", "gate_flops", "searched", "block_share")
+    return column.batch_size is None and column.quantity not in OF_COMPRESSED

@@ -23,6 +23,7 @@ TITLES: dict[str, tuple[str, Kind]] = {
     "static_share": ("MACs, of dense", "fraction"),
     "block_share": ("blocks, of dense", "fraction"),
     "top1": ("top-1", "percent"),
+    "top1_sorted": ("top-1, sorted by class", "percent"),
     "drop": ("top-1 lost", "points"),
     "gate_macs": ("gates' MACs", "count"),
     "gate_flops": ("gates' FLOPs", "count"),
@@ -33,9 +34,14 @@ TITLES: dict[str, tuple[str, Kind]] = {
 
 `macs` and `static_share` are with every gate on. `block_share` leaves embedding, classifier and gates out, but not out
 of the dense model that it divides by. `gate_flops` is the paper's count, 2 * in * out + out of each linear map.
+`top1_sorted` is with evaluation
+images in the order of their classes, at the budget's batch size: the hardest batches for a decision that they share.
 `searched` is what the search came to by itself, before any projection. `speedup` is how much
 faster than the dense model it ran, side by side, at a batch size that the recipe's `latency` names.
 """
+
+OF_COMPRESSED = ("block_share", "gate_macs", "gate_flops", "searched", "top1_sorted")
+"""What only a compressed model has."""
 
 _AT_BATCH = ("top1", "executed_macs", "speedup")
 _WITH_BATCH = re.compile(r"([a-z0-9_]+)@([1-9][0-9]{0,7})")
@@ -77,6 +83,14 @@ def parse_column(key: str) -> Column:
     return Column(key, quantity, batch_size)
 
 
+def parse_accuracy(key: str) -> Column:
+    """A column that is an accuracy. Errors: as `parse_column`, and one that is none."""
+    column = parse_column(key)
+    if column.kind != "percent":
+        raise ValueError(f"{key!r} is no accuracy; write top1, top1@32 or top1_sorted")
+    return column
+
+
 def measured(column: Column, result: Result, model: Model) -> float | None:
     """A run's number. None: the run has none. Top-1 in percent, `drop` in points, shares as fractions."""
     own, dense = _model(result, model), result.dense
@@ -112,7 +126,16 @@ def _of_compressed(quantity: str, result: Result) -> float | None:
             return result.gates.paper_flops
         case "searched":
             return result.budget.after_search
+        case "top1_sorted":
+            return _sorted(result)
     return None
+
+
+def _sorted(result: Result) -> float | None:
+    """Top-1 on batches in the order of classes; a model without gates does not know the order."""
+    own = (result.budget.batch_size, result.budget.scope, "sorted")
+    found = next((row.top1 for row in result.eval if (row.batch_size, row.scope, row.order) == own), None)
+    return result.compressed.top1 if found is None and not result.gates.decisions else found
 
 
 def _at_batch(column: Column, result: Result) -> float | None:

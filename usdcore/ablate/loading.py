@@ -25,7 +25,7 @@ from usdcore.recipe.tree import Node, closest, find, plain
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from usdcore.ablate.schema import At, Row, Scale
+    from usdcore.ablate.schema import At, Claim, Row, Scale
     from usdcore.recipe import Recipe
     from usdcore.recipe.tree import Path as Place
 
@@ -105,6 +105,23 @@ def _together(ablation: Ablation) -> Iterator[tuple[Place, str]]:
                 yield (*here, *place), f"there is no scale {scale!r}; {nearest(scale, ablation.scales)}"
         if row.structure is not None and row.model != "compressed":
             yield (*here, "model"), "a structure that is printed layer by layer is the compressed model; leave it out"
+    for index, claim in enumerate(ablation.claims):
+        yield from _claimed(claim, ("claims", index), seen)
+
+
+def _claimed(claim: Claim, here: Place, rows: set[str]) -> Iterator[tuple[Place, str]]:
+    """What is wrong with a claim: rows that there are not, or nothing that could be judged."""
+    named: list[tuple[Place, str]] = [(("row",), claim.row)]
+    named += [(("better_than", number), name) for number, name in enumerate(claim.better_than)]
+    for place, name in named:
+        if name not in rows:
+            yield (*here, *place), f"there is no row {name!r}; {nearest(name, rows)}"
+    if claim.row in claim.better_than:
+        yield (*here, "better_than"), "a row is not better than itself; name others"
+    if bool(claim.better_than) == (claim.flat_within is not None):
+        yield here, "a claim has either better_than or flat_within; give one of them"
+    if claim.flat_within is not None and len(claim.on) < 2:
+        yield (*here, "on"), "flat_within compares columns; name two or more, such as top1@1 and top1@256"
 
 
 def at_scale(loaded: LoadedAblation, scale: str | None = None, overrides: Sequence[str] = ()) -> Table:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from usdcore.ablate.columns import parse_column
+from usdcore.ablate.columns import parse_accuracy, parse_column
 from usdcore.recipe.base import Name  # noqa: TC001 - pydantic reads the annotation
 from usdcore.report.text import one_line
 
@@ -109,6 +109,25 @@ class Row(Keys):
     """A footnote."""
 
 
+Top1 = Annotated[str, AfterValidator(lambda text: parse_accuracy(text).key)]
+"""An accuracy among the columns: ``top1``, ``top1@32``, ``top1_sorted``."""
+
+
+class Claim(Keys):
+    """A sentence that runs can speak for or against: a row is better than others, or as good at every batch size."""
+
+    text: Text
+    """The sentence, as it is printed."""
+    row: Text
+    """The row that it is about."""
+    better_than: Annotated[tuple[Text, ...], Field(max_length=20)] = ()
+    """Rows that it beats at `on`, seed by seed, in every column named there."""
+    on: Annotated[tuple[Top1, ...], Field(min_length=1, max_length=32)] = ("top1",)
+    """Accuracies that are compared."""
+    flat_within: Annotated[float, Field(gt=0, le=100)] | None = None
+    """Instead of `better_than`: the columns of `on` lie at most so many points apart."""
+
+
 class Ablation(Keys):
     """One table of a paper, or one of your own."""
 
@@ -128,6 +147,8 @@ class Ablation(Keys):
     """The sizes at which it can be run; the first is taken unless another one is asked for."""
     rows: Annotated[tuple[Row, ...], Field(min_length=1, max_length=200)]
     """The lines of the table."""
+    claims: Annotated[tuple[Claim, ...], Field(max_length=50)] = ()
+    """What the rows are run to find out; each is judged by the finished runs."""
 
 
-__all__ = ["Ablation", "At", "KeptLayer", "Paper", "Row", "Scale"]
+__all__ = ["Ablation", "At", "Claim", "KeptLayer", "Paper", "Row", "Scale"]
