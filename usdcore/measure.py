@@ -114,6 +114,25 @@ def execute(
     return meter.result()
 
 
+def steady_rates(gating: Gating | None, found: Execution, measure: Callable[[], Execution]) -> dict[str, float]:
+    """Rates that are 0 or 1 only where a branch is off or on for every batch, and for every image by itself.
+
+    A decision that a batch shares is that of its mean, which is nearly the same for all large batches: one that never
+    changes there may still tell images apart. `found` is what `measure` gave with the decisions as they are.
+    """
+    shared = [gate for gate in gating.all() if gate.scope == "batch"] if gating is not None else []
+    if not shared:
+        return found.rates
+    try:
+        for gate in shared:
+            gate.scope = "sample"
+        alone = measure().rates
+    finally:
+        for gate in shared:
+            gate.scope = "batch"
+    return {name: (rate + alone.get(name, rate)) / 2 for name, rate in found.rates.items()}
+
+
 @dataclass(frozen=True)
 class Calibration:
     """The threshold found, and what is executed there."""

@@ -29,7 +29,7 @@ from usdcore.costs import Cost, Tree, cost, fewest
 from usdcore.decisions import require_met, require_no_reader, scores_of
 from usdcore.errors import UsdcoreError
 from usdcore.gates import Gating
-from usdcore.measure import Calibration, Execution, calibrate, execute
+from usdcore.measure import Calibration, Execution, calibrate, execute, steady_rates
 from usdcore.nesting import continued
 from usdcore.owngroups import extended
 from usdcore.plans import Drop, Plan
@@ -236,7 +236,8 @@ class Session:
         self._leave()
         decisions = [strategy.decide() for strategy in self.strategies]
         execution = self.execution(batches)
-        drops = tuple(dict.fromkeys([*(d for decision in decisions for d in decision.drops), *_never(execution)]))
+        rates = steady_rates(self.gating, execution, lambda: self.execution(batches))
+        drops = tuple(dict.fromkeys([*(d for decision in decisions for d in decision.drops), *_never(rates)]))
         scores = scores_of(decisions)
         sizes = rounded_sizes(self.units, scores, self.width_step)
         sizes |= {name: allowed for decision in decisions for name, allowed in decision.sizes.items()}
@@ -253,7 +254,7 @@ class Session:
             searched = None if is_ranking else (projection.before + self._gate_cost()) / self.dense_total
         if searched is not None and not execution.is_dynamic:
             require_met(decisions, searched, self.budget.target)
-        self._apply(static, execution, settle=False)
+        self._apply(static, rates, settle=False)
         notes = tuple(decision.note for decision in decisions if decision.note)
         return PhaseEnd(execution, projection, searched, notes)
 
@@ -279,8 +280,8 @@ class Session:
     def settle(self, batches: Batches) -> None:
         """The run is at its end: a branch never on over the calibration images is dropped, a gate always on goes."""
         if self.gating is not None:
-            execution = self.execution(batches)
-            self._apply([Drop(branch=name) for name in _never(execution)], execution, settle=True)
+            rates = steady_rates(self.gating, self.execution(batches), lambda: self.execution(batches))
+            self._apply([Drop(branch=name) for name in _never(rates)], rates, settle=True)
 
     def _teacher(self, key: str, build: Callable[[], nn.Module] | None) -> Teacher:
         if key not in self.teachers:
@@ -345,10 +346,10 @@ class Session:
 
         return at(self.budget.target) if self.settle_time is None else self.settle_time(self, at)
 
-    def _apply(self, static: Sequence[Keep | Drop], execution: Execution, settle: bool) -> None:
+    def _apply(self, static: Sequence[Keep | Drop], rates: dict[str, float], settle: bool) -> None:
         """Replace the model by a smaller one; weights, and the gates that stay, carry over."""
         gone = {record.branch for record in static if isinstance(record, Drop)}
-        attached = [r for s in self.known.values() for r in s.records(gone, execution.rates, settle)]
+        attached = [r for s in self.known.values() for r in s.records(gone, rates, settle)]
         attached += [record for record in self.plan.attached.values() if record.plugin not in self.known]
         training, old, cut = self.model.training, detach(self.model), Plan(records=tuple(static))
         self.plan = continued(self.plan.without_gates(), [*static, *attached], self.units)
@@ -395,6 +396,6 @@ class Session:
             raise UsdcoreError(msg)
 
 
-def _never(execution: Execution) -> list[str]:
+def _never(rates: dict[str, float]) -> list[str]:
     """The branches whose gate was never on."""
-    return [name for name, rate in execution.rates.items() if rate == 0.0]
+    return [name for name, rate in rates.items() if rate == 0.0]

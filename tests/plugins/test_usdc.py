@@ -273,6 +273,27 @@ def test_calibration_meets_the_budget_and_constant_gates_go(vit: nn.Module) -> N
     assert after.macs <= before.macs
 
 
+def test_a_gate_that_tells_images_apart_stays_though_large_batches_all_decide_alike(vit: nn.Module) -> None:
+    """The mean of a large batch hardly moves; at other batch sizes the same gate decides."""
+    dynamic = make("usdc-dynamic", gate_network="G1", init_logit=0.0)
+    session = session_of(vit, [dynamic], target=0.7, scope="batch")
+    torch.manual_seed(3)
+    for number, gate in enumerate(dynamic.gates.values()):
+        head = gate.networks["G1"].head  # type: ignore[index, union-attr]
+        nn.init.normal_(head.weight, std=0.5)
+        nn.init.constant_(head.bias, (0.1, -0.1)[number % 2])
+        if number == 0:
+            nn.init.zeros_(head.weight)  # on for every image
+    batches = [torch.randn(64, *INPUT) for _ in range(3)]
+    rates = session.execution(lambda: iter(batches)).rates
+    assert set(rates.values()) <= {0.0, 1.0}, "large batches decide alike"
+    session.settle(lambda: iter(batches))
+    assert not session.plan.drops
+    left = set(session.execution(lambda: iter(batches)).rates)
+    assert left == {name for name in rates if not name.startswith("blocks.0.")}
+    assert {gate.scope for gate in session.gating.all()} == {"batch"}  # type: ignore[union-attr]
+
+
 def test_a_budget_below_reach_is_refused_at_once(vit: nn.Module) -> None:
     with pytest.raises(UsdcoreError, match=r"budget macs 0\.3 can't be reached: .* 0\.\d+ of the dense model is left"):
         session_of(vit, [make("usdc-static", heads=True, hidden=False, branches=False)], target=0.3)

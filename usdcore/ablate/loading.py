@@ -120,7 +120,7 @@ def _claimed(claim: Claim, here: Place, rows: set[str]) -> Iterator[tuple[Place,
         yield (*here, "better_than"), "a row is not better than itself; name others"
     if bool(claim.better_than) == (claim.flat_within is not None):
         yield here, "a claim has either better_than or flat_within; give one of them"
-    if claim.flat_within is not None and len(claim.on) < 2:
+    elif claim.flat_within is not None and len(claim.on) < 2:
         yield (*here, "on"), "flat_within compares columns; name two or more, such as top1@1 and top1@256"
 
 
