@@ -72,7 +72,17 @@ def discovered(result: dict[str, Any]) -> Rows:
 
 
 def stepped(result: dict[str, Any]) -> Rows:
-    return [[name, seconds(row["seconds"]), f"{row['ratio_to_plain']:.3f}"] for name, row in result["steps"].items()]
+    return [
+        [
+            row["model"],
+            row["strategies"],
+            seconds(row["seconds"]),
+            f"{row['ratio_to_plain']:.3f}",
+            f"{row['memory_ratio_to_plain']:.3f}",
+            str(row["operations"]),
+        ]
+        for row in result["rows"]
+    ]
 
 
 def budgets(result: dict[str, Any]) -> Rows:
@@ -169,8 +179,11 @@ PAGES = [
         "python benchmarks/ragged_heads.py", "model | dims | part | kept | usdcore over masked", ragged,
     ),
     Page(
-        "search_step", "What a search step costs beside a plain training step, and where the time goes.",
-        "python benchmarks/search_step.py", "strategies | step | over plain", stepped,
+        "search_step",
+        "What a search step costs beside a plain training step: its time, what it keeps for the backward pass (on "
+        "CUDA, the peak of what is allocated), and the operations that torch dispatches in it.",
+        "python benchmarks/search_step.py", "model | strategies | step | time over plain | memory over plain | "
+        "operations", stepped,
     ),
     Page(
         "guard", "What looking for bad numbers and collapsed gates costs of a training step.",

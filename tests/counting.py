@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from usdcore.testing.counting import counted_macs
+from usdcore.counting import counted_macs
 
 __all__ = ["counted_macs"]

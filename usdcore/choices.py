@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -31,8 +32,9 @@ class Choices:
     kept entry the best of those inside it.
 
     `sizes` are the numbers of entries that a group may be left with, ascending (multiples of 8, or one number alone);
-    others are left with any. A group that holds another one, or lies in one, has a single size: which entries go then
-    depends on no threshold.
+    others are left with any. Where a group holds another one, it has a single size, as may one that lies in another:
+    which entries go then depends on no threshold. A group in another one that has several may also be left with all
+    that lie in what is left of that one.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class Choices:
         self.groups = {name: group for name, group in found.items() if group is not None}
         self.group_scores = {name: np.asarray(scores[name], dtype=np.float64).reshape(-1) for name in self.groups}
         self.branch_of = {g.name: unit.branch.name for unit in units.all if unit.branch for g in unit.groups}
+        #: Groups in another one whose number has to be even over all of its entries together.
+        self.evened = [n for n, sizes in self.sizes.items() if len(sizes) > 1 and self.groups[n].parent is not None]
         self._rank()
         self.safe = {name: self._safe(group) for name, group in self.groups.items()}
 
@@ -55,11 +59,22 @@ class Choices:
         """The choice without the `number` worst entries, and without those beyond the size that is left below that."""
         dropped = set(drops) | {name for name in self.branch_scores if self.ranks[name][0] < number}
         wanted = {name: (self.ranks[name] >= number) | self.safe[name] for name in self.groups}
-        for name, sizes in self.sizes.items():
-            left = int((self.ranks[name] >= number).sum())
+        for name in self.sizes.keys() - set(self.evened):
+            left, sizes = int((self.ranks[name] >= number).sum()), self.sizes[name]
             wanted[name] = self._best(name, max((size for size in sizes if size <= left), default=sizes[0]))
         keeps = {name: keep & self.may_stay(self.groups[name], wanted) for name, keep in wanted.items()}
-        return Choice(keeps, dropped)
+        return self.even(Choice(keeps, dropped))
+
+    def even(self, choice: Choice) -> Choice:
+        """The choice with the numbers of entries in others brought to the next of their sizes, below if that leaves one
+        in each.
+        """
+        keeps = {}
+        for name in self.evened:
+            ranks, sizes = self._open(name, choice)
+            left = int(choice.keeps[name].sum())
+            keeps[name] = self._best(name, max((size for size in sizes if size <= left), default=sizes[0]), ranks)
+        return Choice({**choice.keeps, **keeps}, choice.dropped)
 
     def may_stay(self, group: Group, keeps: Mapping[str, Bools]) -> Bools:
         """The entries of a group that lie in no entry that is gone."""
@@ -94,11 +109,13 @@ class Choices:
     def larger(self, choice: Choice) -> Iterator[Choice]:
         """The choice with one group grown to its next size, in the order of the best entries that would come back."""
         steps = []
-        for name, sizes in self.sizes.items():
-            keep = choice.keeps[name]
+        for name in (name for name, sizes in self.sizes.items() if len(sizes) > 1):
+            keep, ranks, sizes = choice.keeps[name], self.ranks[name], list(self.sizes[name])
+            if name in self.evened:
+                ranks, sizes = self._open(name, choice)
             larger = [size for size in sizes if size > keep.sum()]
-            if larger and len(sizes) > 1 and self.branch_of.get(name, "") not in choice.dropped:
-                grown = self._best(name, larger[0])
+            if larger and self.branch_of.get(name, "") not in choice.dropped:
+                grown = self._best(name, larger[0], ranks)
                 steps.append((-self.group_scores[name][grown & ~keep].max(), name, grown))
         for _, name, grown in sorted(steps, key=lambda step: step[:2]):
             yield Choice({**choice.keeps, name: grown}, choice.dropped)
@@ -123,7 +140,7 @@ class Choices:
         Where entries hold others (a head its dims), the best that holds some of each group nested in it: one that holds
         nothing does not stay for its group's sake.
         """
-        if group.name in self.sizes:
+        if group.name in self.sizes and group.name not in self.evened:
             return self._best(group.name, self.sizes[group.name][0])
         nested = [np.asarray(inner.parent_of) for inner in self.nested.get(group.name, ())]
         is_safe = np.zeros(group.size, dtype=bool)
@@ -135,9 +152,19 @@ class Choices:
             is_safe |= ranks == best[within]
         return is_safe
 
-    def _best(self, name: str, size: int) -> Bools:
-        """The best `size` entries of a group."""
-        ranks = self.ranks[name]
+    def _open(self, name: str, choice: Choice) -> tuple[Ints, list[int]]:
+        """Of a group in another one: ranks by which its entries stay (those that have to come first, those of what is
+        gone never), and how many may be left.
+        """
+        is_open = self.may_stay(self.groups[name], choice.keeps)
+        has_to = self.safe[name] & is_open
+        ranks = np.where(is_open, self.ranks[name] + has_to * self.count, -1)
+        number = int(is_open.sum())
+        return ranks, [*(size for size in self.sizes[name] if has_to.sum() <= size < number), number]
+
+    def _best(self, name: str, size: int, ranks: Ints | None = None) -> Bools:
+        """The best `size` entries of a group, by its ranks or others."""
+        ranks = self.ranks[name] if ranks is None else ranks
         keep = np.zeros(len(ranks), dtype=bool)
         keep[np.argsort(ranks)[len(ranks) - size :]] = True
         return keep

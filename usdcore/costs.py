@@ -15,21 +15,24 @@ decisions, never the cost of the mean.
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from usdcore.expected import FIXED, Formula, PricedBranch
 from usdcore.narrow import narrowed
 from usdcore.units.types import is_width
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
+    from torch import Tensor
+
+    from usdcore.expected import Term
     from usdcore.plans import Plan
     from usdcore.tokens.prices import Prices
     from usdcore.units.types import Group, IntArray, Unit, Units
@@ -51,25 +54,16 @@ class _Inner:
 
     group: Group
     each: int
-    maps: dict[torch.device, Tensor] = field(default_factory=dict)  # the parent of each entry, by device
 
     @property
     def whole(self) -> int:
         """The cost of all entries."""
         return self.group.size * self.each
 
-    def expected(self, keeps: Mapping[str, Tensor], parents: Tensor | None, total: int) -> Tensor | float:
-        """The cost of the kept entries, where `parents` are kept, as a share of `total`: a number, [] or [B]."""
-        keep = _each(keeps.get(self.group.name), self.group.size)
-        if parents is not None:
-            within = parents[..., self._parent_of(parents.device)]
-            keep = within if keep is None else keep * within
-        return (self.group.size if keep is None else keep.sum(-1)) * (self.each / total)
-
-    def _parent_of(self, device: torch.device) -> Tensor:
-        if device not in self.maps:
-            self.maps[device] = torch.tensor(self.group.parent_of, device=device)
-        return self.maps[device]
+    def per_entry(self, size: int) -> float | None:
+        """The cost of what lies in one of the `size` entries of the other group; None where it is not the same."""
+        held = np.bincount(np.asarray(self.group.parent_of), minlength=size)
+        return int(held[0]) * self.each if (held == held[0]).all() else None
 
 
 @dataclass(frozen=True)
@@ -96,16 +90,22 @@ class _Level:
             cost += keeps.get(inner.group.name, inner.group.size * count // max(size, 1)) * inner.each
         return cost
 
-    def expected(self, keeps: Mapping[str, Tensor], total: int) -> Tensor | float:
-        """The cost of the kept entries as a share of `total`: a number, [] or [B]."""
-        keep = _each(keeps.get(self.group.name), self.group.size)
-        count = self.group.size if keep is None else keep.sum(-1)
-        share = count * (self.each / total)
-        if self.pair:
-            share = share + count**2 * (self.pair / total)
+    def terms(self, drawn: Collection[str]) -> dict[Term, float]:
+        """Prices of what draws at these sites change, and of the rest together."""
+        name, size, found = self.group.name, self.group.size, {FIXED: 0.0}
+        if name in drawn:
+            found |= {(name, 1): self.each} | ({(name, 2): self.pair} if self.pair else {})
+        else:
+            found[FIXED] = size * self.each + size**2 * self.pair
         for inner in self.nested:
-            share = share + inner.expected(keeps, keep, total)
-        return share
+            each = inner.per_entry(self.group.size)
+            if inner.group.name in drawn or (name in drawn and each is None):
+                found[inner.group.name, 1] = inner.each
+            elif name in drawn and each is not None:
+                found[name, 1] += each
+            else:
+                found[FIXED] += inner.whole
+        return found
 
     def scaled(self, by: float) -> _Level:
         """The same with all prices multiplied."""
@@ -134,12 +134,12 @@ class Part:
         """The cost when so much is kept of each group."""
         return self.fixed + sum(level.decided(keeps) for level in self.levels)
 
-    def expected(self, keeps: Mapping[str, Tensor], total: int) -> Tensor | float:
-        """The cost of the kept entries as a share of `total`: a number, [] or [B]."""
-        share: Tensor | float = self.fixed / total
-        for level in self.levels:
-            share = share + level.expected(keeps, total)
-        return share
+    def terms(self, drawn: Collection[str], total: int) -> dict[Term, float]:
+        """Prices, as shares of `total`, of what draws at these sites change, and of the rest together."""
+        own = [level.terms(drawn) for level in self.levels]
+        found = {term: price for terms in own for term, price in terms.items()}
+        found[FIXED] = self.fixed + sum(terms[FIXED] for terms in own)
+        return {term: price / total for term, price in found.items()}
 
     def priced(self, price: Callable[[tuple[str, str]], int]) -> Part:
         """The same with other prices, of ("branch", name), ("own", group) and ("pairs", group)."""
@@ -148,7 +148,7 @@ class Part:
                 level.group,
                 price(("own", level.group.name)),
                 price(("pairs", level.group.name)),
-                tuple(_Inner(inner.group, price(("own", inner.group.name)), inner.maps) for inner in level.nested),
+                tuple(_Inner(inner.group, price(("own", inner.group.name))) for inner in level.nested),
             )
             for level in self.levels
         ]
@@ -203,7 +203,7 @@ class Tree:
         #: What branches cost for any number of tokens, where that varies.
         self.prices = prices if metric == "macs" else {}
         self._narrower: dict[tuple[tuple[str, int], ...], Tree] = {}
-        self._degrees: dict[str, list[Part]] = {}
+        self._formulas: dict[tuple[frozenset[str], frozenset[str], torch.device], Formula] = {}
         self._entries: dict[str, int] | None = None
         self.total = units.macs if metric == "macs" else units.params
         self.parts = _parts(units, metric)
@@ -244,7 +244,7 @@ class Tree:
         over images are these.
         """
         tree = copy(self)
-        tree._narrower, tree._entries = {}, None
+        tree._narrower, tree._entries, tree._formulas = {}, None, {}
         tree.parts = [
             part if own is None else part.priced(partial(mean_price, self.prices, own))
             for part, own in ((part, moments.get(part.branch or "")) for part in self.parts)
@@ -274,24 +274,23 @@ class Tree:
         numbers of tokens, [] or [B], that branches are given where it is not all.
         """
         device = device or next((keep.device for keep in keeps.values()), torch.device("cpu"))
-        shares = [torch.full((), self.fixed / self.total, device=device)]
-        for part in self.parts:
-            count = counts.get(part.branch or "") if self.prices else None
-            share = (
-                part.expected(keeps, self.total) if count is None else self._by_tokens(part, keeps, count.to(device))
-            )
-            run = None if part.branch is None else keeps.get(part.branch)
-            share = share if run is None else run.float() * share
-            shares.append(share.mean() if isinstance(share, Tensor) else shares[0].new_tensor(share))
-        return torch.stack(shares).sum()
+        counted = frozenset(counts) if self.prices else frozenset()
+        key = frozenset(keeps), counted, device
+        if key not in self._formulas:
+            self._formulas[key] = self._formula(*key)
+        return self._formulas[key](keeps, counts)
 
-    def _by_tokens(self, part: Part, keeps: Mapping[str, Tensor], count: Tensor) -> Tensor | float:
-        """The share of a branch that is given `count` tokens, [] or [B]."""
-        assert part.branch is not None
-        if part.branch not in self._degrees:
-            self._degrees[part.branch] = [part.priced(partial(_coefficient, self.prices, i)) for i in range(3)]
-        terms = [degree.expected(keeps, self.total) for degree in self._degrees[part.branch]]
-        return terms[0] + count * (terms[1] + count * terms[2])
+    def _formula(self, drawn: frozenset[str], counted: frozenset[str], device: torch.device) -> Formula:
+        constant, parts = self.fixed / self.total, []
+        for part in self.parts:
+            is_counted = part.branch in counted
+            degrees = [part.priced(partial(_coefficient, self.prices, i)) for i in range(3)] if is_counted else [part]
+            terms = [degree.terms(drawn, self.total) for degree in degrees]
+            if is_counted or part.branch in drawn or len(terms[0]) > 1:
+                parts.append(PricedBranch(part.branch, tuple(terms)))
+            else:
+                constant += terms[0][FIXED]
+        return Formula(constant, parts, self.groups, drawn, device)
 
     def entry_cost(self, group: Group) -> int:
         """What one entry of a group costs in this metric, without what can be pruned of it."""
@@ -352,8 +351,3 @@ def _levels(unit: Unit, nested: Mapping[str, tuple[Group, ...]], is_macs: bool) 
             pair = group.macs_per_pair if is_macs else group.params_per_pair
             levels.append(_Level(group, price(group), pair, inside))
     return levels
-
-
-def _each(keep: Tensor | None, size: int) -> Tensor | None:
-    """A group's keep with one factor for each entry; one factor may stand for all."""
-    return None if keep is None else keep.float().expand(size) if keep.ndim == 0 else keep.float()

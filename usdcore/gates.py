@@ -250,7 +250,8 @@ class Gating(nn.Module):
     def add(self, key: str, gate: Gate) -> None:
         """Put a gate under `key` (see `plans.gate_key`)."""
         self.gates[key] = gate
-        self.__dict__.pop("reducers", None)
+        for known in ("reducers", "by_tap"):
+            self.__dict__.pop(known, None)
 
     def carry_over(self, old: Gating) -> None:
         """Take the weights of the gates in `old` that bear the same key."""
@@ -263,6 +264,11 @@ class Gating(nn.Module):
         for gate in self.gates.values():
             assert isinstance(gate, Gate)
             yield gate
+
+    @cached_property
+    def by_tap(self) -> dict[str | None, tuple[Gate, ...]]:
+        """The gates that are drawn where the stream enters a block, and (None) at the start of a forward."""
+        return {tap: tuple(gate for gate in self.all() if gate.tap == tap) for tap in {gate.tap for gate in self.all()}}
 
     @cached_property
     def reducers(self) -> dict[str, Reducer]:
@@ -305,10 +311,9 @@ class Gating(nn.Module):
         self._draw(block, x_BNC)
 
     def _draw(self, tap: str | None, x_BNC: Tensor | None) -> None:
-        for gate in self.all():
-            if gate.tap == tap:
-                draws = gate.neutral_draws() if gate.is_neutral else gate.draw(x_BNC, self.state)
-                self.state.record(draws, is_static=gate.scope == "static")
+        for gate in self.by_tap.get(tap, ()):
+            draws = gate.neutral_draws() if gate.is_neutral else gate.draw(x_BNC, self.state)
+            self.state.record(draws, is_static=gate.scope == "static")
 
     def macs(self) -> Tensor | float:
         """Multiply-accumulates of all gates per sample."""

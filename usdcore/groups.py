@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from usdcore.devices import sent
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -25,4 +27,4 @@ def group_ids(
     counts = torch.tensor(list(sizes), dtype=torch.long, device=home)
     labels_B = torch.repeat_interleave(torch.arange(len(counts), device=home), counts)
     order_B = torch.randperm(len(labels_B), generator=generator, device=home)
-    return labels_B[order_B].to(device or home)
+    return sent(labels_B[order_B], torch.device(device or home))

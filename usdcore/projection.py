@@ -55,6 +55,7 @@ class Projector:
         self.tree = tree
         self.rates = dict(rates)
         self.choices = Choices(units, scores, sizes)
+        self.unrounded = Choices(units, scores, {name: own for name, own in sizes.items() if len(own) == 1})
 
     def project(self, limits: Limits, drops: tuple[str, ...] = ()) -> Projection:
         """Errors: the limits can't be met even with everything off; the message says the least that can be reached."""
@@ -71,7 +72,8 @@ class Projector:
             middle = (low + high) // 2
             low, high = (low, middle) if self._fits(choices.without(middle, drops), limits) else (middle + 1, high)
         choice = self._fill(self._grown(choices.without(high, drops), limits), limits)
-        before = self.spent(choices.without(choices.negative, drops))
+        choice = self._evened(choice, limits)
+        before = self.spent(self.unrounded.without(choices.negative, drops))
         return Projection(self._records(choice), high, before, self.spent(choice))
 
     def spent(self, choice: Choice, static: bool = False) -> float:
@@ -93,6 +95,11 @@ class Projector:
             choice = grown
             grown = next((larger for larger in self.choices.larger(choice) if self._fits(larger, limits)), None)
         return choice
+
+    def _evened(self, choice: Choice, limits: Limits) -> Choice:
+        """What came back alone (a head, with the least inside it) brought to the sizes of what lies in it."""
+        even = self.choices.even(choice)
+        return self._grown(even, limits) if self.choices.evened and self._fits(even, limits) else choice
 
     def _fill(self, choice: Choice, limits: Limits) -> Choice:
         """Put back single entries, best first, as long as they fit: a threshold alone leaves a whole head's slack.

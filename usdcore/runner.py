@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from usdcore import rewrite
+from usdcore.devices import sent
 from usdcore.errors import UsdcoreError
 from usdcore.gates import Gating, Mode
+from usdcore.masking import GroupMask, MaskedLinear, mask
 from usdcore.multihead import open_up
 from usdcore.partly import PartlyForward, linears, on_now
 from usdcore.passages import close, module_at
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from usdcore.gates import TokenDraw
     from usdcore.rewrite import Edit
-    from usdcore.units.types import BlockUnit, Branch, MaskPoint, Units
+    from usdcore.units.types import BlockUnit, Branch, Units
 
 CHILD = "usdcore"
 
@@ -125,7 +127,7 @@ class BlockForward:
             return self._skip(skip, stream, keep, lambda rest, rows: rest + branch(rows), options)
         around = self.gating.state.around(name)
         passed = skip if around is None else _rows(around, skip) * skip
-        return passed + _rows(keep, skip) * branch(stream)
+        return torch.addcmul(passed, _rows(keep, skip), branch(stream))
 
     def _add_selected(
         self, name: str, stream: Tensor, branch: Callable[[Tensor], Tensor], options: tuple[Any, ...]
@@ -170,12 +172,13 @@ class BlockForward:
         if keep.ndim == 0:
             return run(skip, x) if bool(keep) else skip
         outer = state.rows
-        rows = (keep if outer is None else keep[outer]).nonzero().flatten()
-        if len(rows) in (0, len(x)):
-            return run(skip, x) if len(rows) else skip
+        on = [row for row, is_on in enumerate((keep if outer is None else keep[outer]).tolist()) if is_on]
+        if len(on) in (0, len(x)):
+            return run(skip, x) if on else skip
         if any(isinstance(option, Tensor) and option.shape[:1] == x.shape[:1] for option in options):
             msg = f"{self.name}: the block was called with more than the stream (an attention mask for each image?), "
             raise UsdcoreError(msg + "which a block that skips for some images does not take")
+        rows = sent(on, x.device)
         state.rows = rows if outer is None else outer[rows]
         chosen = x.index_select(0, rows)
         made = run(chosen if skip is x else skip.index_select(0, rows), chosen)
@@ -195,59 +198,6 @@ def add_branch(
     """What stands in the place of `skip + branch(stream)` in the code of a gated block: branch `number` of it."""
     forward: BlockForward = owner.__dict__["forward"]
     return forward.add(forward.branches[number], skip, stream, branch, options)
-
-
-class GroupMask:
-    """A forward pre-hook: multiplies the entries of a group where a consumer reads them."""
-
-    def __init__(self, gating: Gating, group: str, point: MaskPoint) -> None:
-        self.gating = gating
-        self.group = group
-        self.axis, self.sample_axis = point.axis, point.sample_axis
-        entry_of = torch.from_numpy(point.entry_of)
-        self.entry_of = entry_of.clamp(min=0)
-        self.is_free = entry_of < 0
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Replace the consumer's first input; None (nothing to do) where no gate acts."""
-        masked = self.masked(args[0])
-        return None if masked is None else (masked, *args[1:])
-
-    def masked(self, x: Tensor) -> Tensor | None:
-        """The entries of `x` times their factors; None where no gate acts."""
-        keep = self.gating.state.factor(self.group)
-        if keep is None:
-            return None
-        if keep.ndim == 2 and self.gating.state.rows is not None:
-            keep = keep[self.gating.state.rows]
-        if self.entry_of.device != keep.device:  # once, not in every forward
-            self.entry_of, self.is_free = self.entry_of.to(keep.device), self.is_free.to(keep.device)
-        own = keep.expand(len(self.entry_of)) if keep.ndim == 0 else keep[..., self.entry_of]
-        factor = own.masked_fill(self.is_free, 1.0)
-        if factor.ndim == 2 or self.axis != -1:
-            factor = self._placed(factor, x)
-        return x * factor.to(x.dtype)
-
-    def _placed(self, factor: Tensor, x: Tensor) -> Tensor:
-        """A factor [n] or [B, n] shaped to multiply x, which may hold several rows of each sample."""
-        shape = [1] * x.ndim
-        shape[self.axis] = -1
-        if factor.ndim == 2:
-            if self.sample_axis is None:
-                msg = f"{self.group}: its gate decides for each image, but where the model reads it, tokens and images "
-                raise UsdcoreError(msg + "lie along one axis; give the gate one decision for all images")
-            rows = x.shape[self.sample_axis] // len(factor)
-            factor = factor if rows < 2 else factor.repeat_interleave(rows, dim=0)
-            shape[self.sample_axis] = len(factor)
-        return factor.reshape(shape)
-
-
-class OutputMask(GroupMask):
-    """A forward hook: multiplies the entries of a group where a projection makes them."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> Any:
-        """Replace the output; None (nothing to do) where no gate acts."""
-        return self.masked(output)
 
 
 class Begin:
@@ -303,11 +253,7 @@ def attach(model: nn.Module, units: Units, gating: Gating) -> None:
         if name in sites:
             _require(group.reason, name, "pruned")
             for point in group.masks:
-                module = module_at(model, point.module, point.edit)
-                if point.side == "output":
-                    module.register_forward_hook(OutputMask(gating, name, point))
-                else:
-                    module.register_forward_pre_hook(GroupMask(gating, name, point))
+                mask(module_at(model, point.module, point.edit), point, gating, name)
     for name in sorted(filter(is_width, sites)):
         _require(_why_no_mask(units, name), name, "gated")
     places = set(units.branches) | set(gating.blocks)
@@ -366,7 +312,7 @@ def detach(model: nn.Module) -> Gating | None:
                     del hooks[key]
         if isinstance(module.__dict__.get("forward"), BlockForward):
             rewrite.unedit(module, "gate")
-        if isinstance(module.__dict__.get("forward"), BlockForward | PartlyForward):
+        if isinstance(module.__dict__.get("forward"), BlockForward | PartlyForward | MaskedLinear):
             del module.__dict__["forward"]
     close(model)
     return gating

@@ -102,11 +102,10 @@ class Session:
         self.mean: Callable[[Tensor], Tensor] = unchanged
         #: The dense model, from where it was put aside; without it the model itself is copied, while it is dense.
         self.load_dense: Callable[[], nn.Module] | None = None
-        #: Strategies are only asked whether they fit (see `Attachment.is_dry`).
+        #: Strategies are only asked whether they fit (see `Attachment.is_dry`), and not held to what they promise.
         self.is_dry = False
-        #: For a budget of time: what chooses among projections by a share of MACs, and the step of hidden widths.
+        #: For a budget of time: what chooses among projections by a share of MACs.
         self.settle_time: Callable[[Session, Callable[[float], Projection]], Projection] | None = None
-        self.width_step = 1
         self.parameter_groups: list[ParameterGroup] = []
         self.ctx = StepContext()
         #: Which strategy gave each loss term of the last step.
@@ -239,7 +238,7 @@ class Session:
         rates = steady_rates(self.gating, execution, lambda: self.execution(batches))
         drops = tuple(dict.fromkeys([*(d for decision in decisions for d in decision.drops), *_never(rates)]))
         scores = scores_of(decisions)
-        sizes = rounded_sizes(self.units, scores, self.width_step)
+        sizes = rounded_sizes(self.units, scores, self.budget.round_to)
         sizes |= {name: allowed for decision in decisions for name, allowed in decision.sizes.items()}
         projection = self._project(scores, execution, drops, sizes)
         if projection is None:
@@ -252,7 +251,7 @@ class Session:
             static = projection.records
             is_ranking = all(decision.ranking for decision in decisions if decision.scores)
             searched = None if is_ranking else (projection.before + self._gate_cost()) / self.dense_total
-        if searched is not None and not execution.is_dynamic:
+        if searched is not None and not execution.is_dynamic and not self.is_dry:
             require_met(decisions, searched, self.budget.target)
         self._apply(static, rates, settle=False)
         notes = tuple(decision.note for decision in decisions if decision.note)
@@ -312,9 +311,9 @@ class Session:
             static = static + self._gate_cost() / self.dense_total
             return static, static
         gates = gating.macs() / self.dense.macs
-        spent = self._tree.expected(state.keeps(), device, state.counts) * scale + gates, static + gates
         if not (state.dynamic or state.counts):  # static gates draw the same in every process
-            return spent
+            return static + gates, static + gates
+        spent = self._tree.expected(state.keeps(), device, state.counts) * scale + gates, static + gates
         return cast("tuple[Tensor, Tensor]", self.mean(torch.stack(spent)).unbind())
 
     def _gate_cost(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from usdcore.errors import UsdcoreError
 from usdcore.plans import gate_key, is_token_site
+from usdcore.steps import rounded_sizes
 from usdcore.tokens import prefix_tokens
 
 if TYPE_CHECKING:
@@ -32,13 +33,17 @@ def unchanged(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Budget:
-    """The target as a share of the dense model. `static`, if given, bounds the shrunk model alone with all gates on."""
+    """The target as a share of the dense model. `static`, if given, bounds the shrunk model alone with all gates on.
+    Sizes of what makes matrices narrower are multiples of `round_to` (see `usdcore.steps`); the target is then met from
+    below, as near as that allows.
+    """
 
     metric: Metric
     target: float
     batch_size: int
     scope: Scope = "batch"
     static: float | None = None
+    round_to: int = 1
 
 
 @dataclass
@@ -154,7 +159,8 @@ class Attachment:
         """
         assert self.current is not None
         self._claim(self.current, fewest)
-        self.fewest |= fewest
+        allowed = rounded_sizes(self.units, fewest, self.budget.round_to)
+        self.fewest |= {name: max(count, allowed.get(name, (count,))[0]) for name, count in fewest.items()}
         self.deciding.append(self.current)
 
     def _claim(self, strategy: Strategy, sites: Iterable[str]) -> None:
@@ -188,6 +194,8 @@ class Attachment:
         """The frozen teacher `key`, made by `build` on first use and then shared; "dense" is the model as it entered
         the first phase that compresses, and needs no `build`. A key says everything that `build` depends on.
         """
+        if self.current is not None:
+            self.current.learns_from.add(key)
         return self._teachers(key, build)
 
     def tap(self, module: str, model: nn.Module | None = None) -> Tap:
@@ -216,7 +224,7 @@ class Decision:
     judged by it. The budget picks the threshold. `drops` are decided already. With `within` the strategy promises that
     its own signs come that near to the budget, as a share of the dense model; where they do not, `account` says why.
     `sizes` are the numbers of entries, ascending, of which a group with scores may be left with one; the budget is then
-    met from below, as near as they allow. A group in another's entries, or with one in its own, may have a single size.
+    met from below, as near as they allow. A group with another one in its entries may have a single size.
     `note` is what a reader of the result must know that its numbers do not show.
     """
 
@@ -242,6 +250,8 @@ class Strategy:
         self.config = config
         #: This strategy's gates now on the model, by site; the session keeps it current when the model is shrunk.
         self.gates: dict[str, Gate] = {}
+        #: The keys of the session's teachers that it asked for.
+        self.learns_from: set[str] = set()
 
     @property
     def compresses(self) -> bool:

@@ -175,8 +175,14 @@ class PolicyGate(Gate):
         return [tie.group(model, units) for group in self.policy.heads for tie in group.ties]
 
     def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
-        """Factors [B] on branches, [B, H] on heads, and the tokens [B, N] that the block computes."""
+        """Factors [B] on branches, [B, H] on heads, and the tokens [B, N] that the block computes.
+
+        Errors: a stream that has no tokens to decide about.
+        """
         assert x_BNC is not None
+        if x_BNC.shape[1] <= self.policy.prefix:
+            msg = f"adavit: {self.tap} is given {x_BNC.shape[1]} tokens, the first {self.policy.prefix} of which always"
+            raise UsdcoreError(f"{msg} stay; give images of the model's own size, or make the file anew")
         prefix, learns = self.policy.prefix, self.training and self.is_learning
         summary_BC = x_BNC[:, 0] if prefix else x_BNC.mean(1)
         self._num_patches = x_BNC.shape[1] - prefix
@@ -186,7 +192,7 @@ class PolicyGate(Gate):
             keep_BS = self._decide(self.layers(summary_BC), self.policy.edge)
             columns = [i for i, name in enumerate(self.policy.layers) if name is not None]
             draws |= {str(self.policy.layers[i]): Draw(keep_BS[:, i]) for i in columns}
-            drawn.layers = keep_BS[:, columns]
+            drawn.layers = torch.stack([keep_BS[:, i] for i in columns], dim=1)  # a list as index would be copied over
             if self.policy.is_skippable:
                 drawn.alive = drawn.layers.detach().amax(1)
         if self.heads is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from usdcore.devices import sent
 from usdcore.errors import UsdcoreError
 
 #: Bytes that the table may take.
@@ -28,14 +29,14 @@ class LogitCache:
         if self._table is None or int(ids.max()) >= len(self._filled) or not bool(self._filled[ids].all()):
             return None
         self._table = self._table.to(device)
-        return self._table[_sent(ids, device)]
+        return self._table[sent(ids, device)]
 
     def put(self, ids: Tensor, logits_BK: Tensor) -> None:
         """Keep logits, in the precision of the first ones. Errors: the table would take more than `LIMIT` bytes."""
         logits_BK = logits_BK.detach()
         self._grow(int(ids.max()) + 1, logits_BK)
         assert self._table is not None
-        self._table[_sent(ids, logits_BK.device)] = logits_BK.to(self._table.dtype)
+        self._table[sent(ids, logits_BK.device)] = logits_BK.to(self._table.dtype)
         self._filled[ids] = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,8 +66,3 @@ class LogitCache:
             table[: len(old)] = old.to(device)
             filled[: len(old)] = self._filled
         self._table, self._filled = table, filled
-
-
-def _sent(ids: Tensor, device: torch.device) -> Tensor:
-    """Numbers on the device; from pinned memory, so that the copy does not wait for what the device is doing."""
-    return ids.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ids.to(device)

@@ -46,10 +46,8 @@ class PruneConfig(PluginConfig):
     attention itself multiplies zeros in their place."""
     ratios: dict[Pattern, Ratio] = Field(default_factory=dict)
     """Shares to remove, by glob patterns of units (`blocks.0.*`) or groups (`*.mlp:hidden`); 0 leaves them whole. The
-    budget decides about what no pattern matches."""
-    round_to: int = Field(default=1, ge=1, le=4096)
-    """Keep a multiple of so many hidden neurons, and channels of a stream, wherever any goes; the budget is then met
-    from below, as near as that allows. Where `ratios` names a group, its share is rounded to the multiple above it."""
+    budget decides about what no pattern matches. Of hidden neurons and channels of a stream, what is left of a share is
+    rounded to the multiple of `budget.round_to` above it."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of `random`."""
 

@@ -58,7 +58,7 @@ class Prune(Strategy):
             _require_scales(self.entries)
         for name, entry in self.entries.items():
             self.whole.setdefault(name, max(_per_parent(entry.group)))
-        self.sizes = self._allowed(stated)
+        self.sizes = self._allowed(stated, site.budget.round_to)
         site.decides(self._counts(0))
         if config.ratios and is_new:
             _require_enough(site, self._counts(-1))
@@ -108,17 +108,15 @@ class Prune(Strategy):
             return shares_below(found, parents)
         return normalized(found, self.config.normalize)
 
-    def _allowed(self, stated: Mapping[str, float]) -> dict[str, tuple[int, ...]]:
-        """How many entries a group may be left with: one number by its share, or multiples of `round_to`."""
+    def _allowed(self, stated: Mapping[str, float], round_to: int) -> dict[str, tuple[int, ...]]:
+        """How many entries a group is left with by its share: a multiple of `round_to`, except inside of heads."""
         sizes: dict[str, tuple[int, ...]] = {}
-        for name, entry in self.entries.items():
-            group, step = entry.group, self.config.round_to if entry.group.kind in ("hidden", "width") else 1
-            if name in stated:
-                left = max(1, self.whole[name] - round(stated[name] * self.whole[name]))
-                left = math.ceil(left / step) * step
-                sizes[name] = (sum(min(own, left) for own in _per_parent(group)),)
-            elif step > 1:
-                sizes[name] = (*range(step, group.size, step), group.size)
+        for name in (name for name in self.entries if name in stated):
+            group = self.entries[name].group
+            step = round_to if group.kind in ("hidden", "width") else 1
+            left = max(1, self.whole[name] - round(stated[name] * self.whole[name]))
+            left = math.ceil(left / step) * step
+            sizes[name] = (sum(min(own, left) for own in _per_parent(group)),)
         return sizes
 
     def _counts(self, which: int) -> dict[str, int]:

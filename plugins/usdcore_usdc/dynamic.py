@@ -52,8 +52,11 @@ class Dynamic(Strategy):
                 gate = self._build(block, site)
                 if gate is not None:
                     site.gate(block.name, gate)
+        self.grouping.decisions = 0
         for gate in self.layer_gates:
             gate.grouping, gate.tau = self.grouping, self.config.tau
+            gate.place = slice(self.grouping.decisions, self.grouping.decisions + len(gate.columns))
+            self.grouping.decisions = gate.place.stop
             gate.noise = self._noise(0.0)
             gate.gumbel = self.config.relaxation == "gumbel"
         networks = [p for gate in self.layer_gates for p in gate.networks.parameters()]

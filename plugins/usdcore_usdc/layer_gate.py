@@ -1,15 +1,17 @@
 """The gate of one layer: pooled tokens, a gate network (or a mixture of candidates), group-level decisions.
 
-Shape legend: B batch, N tokens, C width, S decisions of the layer (MHSA, FFN), G groups.
+Shape legend: B batch, N tokens, C width, S decisions of the layer (MHSA, FFN), D of all layers, G groups.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from usdcore.devices import sent
 from usdcore.gates import Draw, ForwardState, Gate, Scope
 from usdcore.groups import group_ids
 from usdcore_usdc.relax import logistic_noise, straight_through
@@ -18,21 +20,37 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+class Groups:
+    """One drawing: the group of each sample [B], the size of each group [G]; `decisions` are all that layers make."""
+
+    def __init__(self, ids_B: Tensor, sizes_G: Tensor, decisions: int) -> None:
+        self.ids_B, self.sizes_G, self.decisions = ids_B, sizes_G, decisions
+
+    @cached_property
+    def noise(self) -> Tensor:
+        """Standard logistic noise [G, D] on all decisions, in one draw: it does not depend on what layers read."""
+        return logistic_noise(torch.empty(len(self.sizes_G), self.decisions, device=self.sizes_G.device))
+
+
 class Grouping:
-    """Which samples of a training batch share a decision; drawn once per forward, or per layer."""
+    """Which samples of a training batch share a decision, and their noise; drawn once per forward, or per layer.
+
+    `decisions` is how many all layers that share it make.
+    """
 
     def __init__(self, split: object, per_layer: bool) -> None:
         self.split = split
         self.per_layer = per_layer
-        self._drawn: tuple[int, Tensor, Tensor] | None = None
+        self.decisions = 0
+        self._drawn: tuple[int, Groups] | None = None
 
-    def draw(self, batch_size: int, tick: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Group of each sample [B] and size of each group [G]."""
-        if self.per_layer or self._drawn is None or self._drawn[0] != tick or len(self._drawn[1]) != batch_size:
+    def draw(self, batch_size: int, tick: int, device: torch.device) -> Groups:
+        """The groups of the forward number `tick`."""
+        if self.per_layer or self._drawn is None or self._drawn[0] != tick or len(self._drawn[1].ids_B) != batch_size:
             sizes = self.split.sizes(batch_size, torch.default_generator)  # type: ignore[attr-defined]
             ids = group_ids(sizes, torch.default_generator, device)
-            self._drawn = (tick, ids, torch.tensor(sizes, device=device))
-        return self._drawn[1], self._drawn[2]
+            self._drawn = (tick, Groups(ids, sent(sizes, device), self.decisions))
+        return self._drawn[1]
 
 
 class LayerGate(Gate):
@@ -52,7 +70,11 @@ class LayerGate(Gate):
         self.scope = scope
         self.networks = nn.ModuleDict(networks)
         self.choice = nn.Parameter(torch.zeros(len(networks))) if len(networks) > 1 else None
+        if self.choice is not None:  # the MACs of each network, where its weight is
+            macs = [float(network.macs) for network in networks.values()]  # type: ignore[arg-type]
+            self.register_buffer("prices", torch.tensor(macs), persistent=False)
         self.grouping: Grouping | None = None
+        self.place = slice(0, 0)  # where its decisions lie among all that share the grouping
         self.width = 0
         self.tau = 1.0
         self.noise = 0.0
@@ -92,22 +114,24 @@ class LayerGate(Gate):
         """
         assert x_BNC is not None
         logits_BS = self.logits(x_BNC)
-        self.seen = logits_BS if self.training else None
+        if self.training or self.seen is not None:  # setting a module's attribute is slow beside a small network
+            self.seen = logits_BS if self.training else None
         if self.training and self.grouping is not None:
             keep_BS = self._grouped(logits_BS, state)
         elif self.scope == "batch":
-            keep_BS = (logits_BS.mean(dim=0) > self.threshold).to(logits_BS.dtype)
+            shared_S = logits_BS[0] if len(logits_BS) == 1 else logits_BS.mean(dim=0)
+            keep_BS = (shared_S > self.threshold).to(logits_BS.dtype)
         else:
             keep_BS = (logits_BS > self.threshold).to(logits_BS.dtype)
-        return {name: Draw(keep_BS[..., i]) for i, name in enumerate(self.columns) if name is not None}
+        keeps = keep_BS.unbind(-1)
+        return {name: Draw(keep) for name, keep in zip(self.columns, keeps, strict=True) if name is not None}
 
     def macs(self) -> Tensor | float:
         """Of the candidates, by their weights (Eq. 10), or of the one that is left."""
-        costs = [float(network.macs) for network in self.networks.values()]  # type: ignore[arg-type]
         if self.choice is None:
-            return costs[0]
+            return float(self.networks[self.network_name].macs)  # type: ignore[arg-type]
         weights = self.weights() if self.mixture is None else self.mixture
-        return (weights * self.choice.new_tensor(costs)).sum()
+        return (weights * self.prices).sum()
 
     @property
     def paper_flops(self) -> int:  # type: ignore[override]
@@ -128,9 +152,9 @@ class LayerGate(Gate):
 
     def _grouped(self, logits_BS: Tensor, state: ForwardState) -> Tensor:
         assert self.grouping is not None
-        ids_B, sizes_G = self.grouping.draw(len(logits_BS), state.tick, logits_BS.device)
-        shape = (len(sizes_G), logits_BS.shape[1])
-        mean_GS = logits_BS.new_zeros(shape).index_add(0, ids_B, logits_BS) / sizes_G[:, None]
+        groups = self.grouping.draw(len(logits_BS), state.tick, logits_BS.device)
+        shape = (len(groups.sizes_G), logits_BS.shape[1])
+        mean_GS = logits_BS.new_zeros(shape).index_add(0, groups.ids_B, logits_BS) / groups.sizes_G[:, None]
         if self.noise > 0:
-            mean_GS = mean_GS + self.noise * logistic_noise(mean_GS)
-        return straight_through(mean_GS - self.threshold, self.tau)[ids_B]
+            mean_GS = mean_GS + self.noise * groups.noise[:, self.place]
+        return straight_through(mean_GS - self.threshold, self.tau)[groups.ids_B]

@@ -40,6 +40,7 @@ class Solver:
         self.config, self.gate, self.target, self.savings = config, gate, target, savings
         device = gate.logits.device
         self.counts = AllCounts(layout, dual=1.0)
+        self.shares = torch.tensor(savings, device=device)
         self.z = torch.zeros((), device=device)
         self.distance = torch.zeros((), device=device)
         self.unit = torch.zeros((), device=device)
@@ -75,20 +76,21 @@ class Solver:
             return {}
         gate, smoothing = self.gate, SMOOTHING * max(1, ctx.num_steps * (1 - self.config.warmup))
         assert gate.keep is not None
-        self._slopes = ctx.mean(_slope(spent, gate.keep))
+        pulls = gate.drawn is not None and gate.settled is None and self.config.gate_weight != 0
+        slopes, *of_gates = _slopes(spent, [gate.keep, gate.drawn] if pulls else [gate.keep])
+        self._slopes = ctx.mean(slopes)
         self.distance = self.distance + (spent.detach() - self.budget(active) - self.distance) / max(1.0, smoothing)
-        if gate.drawn is None or gate.settled is not None or self.config.gate_weight == 0:
+        if gate.drawn is None or not of_gates:
             return {}
         force = self.config.gate_weight * (self.multiplier() / self._unit())
-        pull = force * _slope(spent, gate.drawn) * self._may_skip(active)
+        pull = force * of_gates[0] * self._may_skip(active)
         return {"uvc_resource": (pull.detach() * gate.drawn).sum()}
 
     def _may_skip(self, active: float) -> Tensor:
         """1 for each gate that can be off without the gates saving more than is theirs of what is asked for now."""
-        savings, is_off = self.gate.logits.new_tensor(self.savings), self.gate.margins <= 0
-        saved = torch.where(is_off, savings, savings.new_zeros(()))
+        saved = self.shares * (self.gate.margins <= 0)
         others = saved.sum() - saved
-        return (others + savings <= self.theirs(self.budget(active))).to(savings.dtype)
+        return (others + self.shares <= self.theirs(self.budget(active))).to(self.shares.dtype)
 
     def theirs(self, budget: float) -> float:
         """The share of the dense model that the gates may save; where nothing else can, as near as whole blocks go."""
@@ -171,9 +173,8 @@ class Solver:
             self.unit = torch.cat(prices).median()
 
 
-def _slope(spent: Tensor, of: Tensor) -> Tensor:
-    """The gradient of R; the graph stays for the training step's own backward pass."""
-    if not (spent.requires_grad and of.requires_grad and of.numel()):
-        return torch.zeros_like(of)
-    (slope,) = torch.autograd.grad(spent, [of], retain_graph=True)
-    return slope
+def _slopes(spent: Tensor, of: list[Tensor]) -> list[Tensor]:
+    """The gradients of R; the graph stays for the training step's own backward pass."""
+    asked = [t for t in of if spent.requires_grad and t.requires_grad and t.numel()]
+    found = iter(torch.autograd.grad(spent, asked, retain_graph=True) if asked else ())
+    return [next(found) if any(t is own for own in asked) else torch.zeros_like(t) for t in of]

@@ -25,7 +25,7 @@ from usdcore.plans import Plan
 from usdcore.projection import Limits, Projector
 from usdcore.recipe import load_recipe
 from usdcore.session import Session
-from usdcore.steps import fast_step, rounded_sizes
+from usdcore.steps import fast_step, rounded_sizes, slowdowns
 from usdcore.strategy import Budget
 from usdcore.surgery import shrink
 from usdcore.units import find_units
@@ -117,7 +117,9 @@ def test_a_time_that_nothing_reaches_is_refused(wide: nn.Module) -> None:
 @pytest.mark.parametrize("step", [1, 8, 32])
 def test_the_step_is_the_smallest_that_is_fast(wide: nn.Module, step: int) -> None:
     units = find_units(wide, ONE)
-    assert fast_step(wide, units, ONE, Machine(step=step, penalty=0.2)) == step
+    found = slowdowns(wide, units, ONE, Machine(step=step, penalty=0.2))
+    assert fast_step(found) == step
+    assert all(slowdown > 1.1 for size, slowdown in found.items() if size < step)
     sizes = rounded_sizes(units, units.groups, step)
     assert bool(sizes) == (step > 1)
     assert all(number % step == 0 for allowed in sizes.values() for number in allowed[:-1])
@@ -125,7 +127,7 @@ def test_the_step_is_the_smallest_that_is_fast(wide: nn.Module, step: int) -> No
 
 def test_narrow_layers_have_no_step(vit: nn.Module) -> None:
     narrow = timm.create_model("vit_tiny_patch16_224", **{**SMALL, "embed_dim": 16})
-    assert fast_step(narrow, find_units(narrow, ONE), ONE, Machine()) == 1
+    assert fast_step(slowdowns(narrow, find_units(narrow, ONE), ONE, Machine())) == 1
 
 
 def test_the_promise_states_its_noise() -> None:
@@ -137,7 +139,9 @@ def test_the_promise_states_its_noise() -> None:
     assert met(row, 0.52)[2] == ""
 
 
-def run_with(monkeypatch: pytest.MonkeyPatch, folder: Path, machine: Machine, last: Machine) -> dict[str, Any]:
+def run_with(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, machine: Machine, last: Machine, recipe: str = RECIPE
+) -> dict[str, Any]:
     """A whole run on one made-up machine, with its end measured on another."""
 
     def final(self: Finish) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, folder: Path, machine: Machine, la
 
     monkeypatch.setattr(Finish, "_latency", final)
     monkeypatch.setattr(Finish, "_in_new_process", here)
-    (folder / "r.yaml").write_text(RECIPE)
+    (folder / "r.yaml").write_text(recipe)
     return finished(folder / "r.yaml", folder / "run")
 
 
@@ -171,6 +175,40 @@ def test_a_run_under_a_budget_of_time(monkeypatch: pytest.MonkeyPatch, tmp_path:
     (tmp_path / "run" / "result.json").unlink()  # as if it had been killed before: what was measured is kept
     again = run_with(monkeypatch, tmp_path, Unasked(), Machine(fixed=0.05))
     assert json.dumps(budget) == json.dumps(again["budget"])
+
+
+@pytest.mark.parametrize("asked", ["macs: 0.6, round_to: auto", "params: 0.6, round_to: auto", "latency: 0.6"])
+def test_auto_asks_the_device_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str) -> None:
+    recipe = RECIPE.replace("embed_dim: 32", "embed_dim: 64").replace("latency: 0.6", asked)
+    machine = Machine(fixed=0.05, step=16, penalty=0.2)
+    result = run_with(monkeypatch, tmp_path, machine, machine, recipe)
+    found = result["budget"]["round_to"]
+    assert found["step"] == 16
+    assert found["slowdowns"]["8"] > 1.05 > found["slowdowns"]["16"]
+    assert found["conditions"]["threads"] == 1
+    hidden = [layer["ffn"]["hidden"] for layer in result["structure"]]
+    assert min(hidden) < 256
+    assert all(width % 16 == 0 for width in hidden)
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been killed before
+    again = run_with(monkeypatch, tmp_path, Unasked(), machine, recipe)
+    assert again["structure"] == result["structure"]
+    assert again["budget"]["round_to"] == found
+
+
+@pytest.mark.parametrize(("asked", "step"), [("latency: 0.6, round_to: 8", 8), ("macs: 0.6, round_to: 24", 24)])
+def test_a_stated_step_needs_no_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str, step: int) -> None:
+    recipe = RECIPE.replace("latency: 0.6", asked)
+    result = run_with(monkeypatch, tmp_path, Machine(fixed=0.05), Machine(fixed=0.05), recipe)
+    assert "round_to" not in result["budget"]
+    hidden = [layer["ffn"]["hidden"] for layer in result["structure"]]
+    assert min(hidden) < 128
+    assert all(width % step == 0 or width == 128 for width in hidden)
+
+
+def test_sizes_are_a_number_or_auto(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("latency: 0.6", "latency: 0.6, round_to: fast"))
+    with pytest.raises(UsdcoreError, match=r"budget\.round_to"):
+        load_recipe(tmp_path / "r.yaml")
 
 
 def test_a_time_missed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -25,8 +25,10 @@ def make(name: str = "prune", **options: Any) -> Any:
     return registry().load("strategy", name)(config)
 
 
-def begun(model: nn.Module, *strategies: Strategy, target: float = 0.5, metric: Any = "macs") -> Session:
-    session = Session(model, ONE, Budget(metric, target, batch_size=4))
+def begun(
+    model: nn.Module, *strategies: Strategy, target: float = 0.5, metric: Any = "macs", round_to: int = 1
+) -> Session:
+    session = Session(model, ONE, Budget(metric, target, batch_size=4, round_to=round_to))
     session.begin_phase(strategies)
     return session
 
@@ -234,7 +236,7 @@ def test_mistakes_in_ratios(vit: nn.Module, ratios: dict[str, float], text: str)
 @pytest.mark.parametrize("heads", [False, True])
 @pytest.mark.parametrize("step", [8, 40])
 def test_round_to_keeps_multiples_and_meets_the_budget_from_below(vit: nn.Module, step: int, heads: bool) -> None:
-    session = begun(vit, make(round_to=step, heads=heads), target=0.7)
+    session = begun(vit, make(heads=heads), target=0.7, round_to=step)
     left = {name: size for name, size in ended(session).items() if name.endswith("hidden")}
     assert all(size % step == 0 or size == 192 for size in left.values())
     spent, dense = session.units.macs / session.dense.macs, session.dense.macs
@@ -243,7 +245,7 @@ def test_round_to_keeps_multiples_and_meets_the_budget_from_below(vit: nn.Module
 
 
 def test_round_to_beside_ratios(vit: nn.Module) -> None:
-    session = begun(vit, make(round_to=16, heads=False, ratios={"blocks.1.mlp": 0.45}), target=0.75)
+    session = begun(vit, make(heads=False, ratios={"blocks.1.mlp": 0.45}), target=0.75, round_to=16)
     left = ended(session)
     assert left["blocks.1.mlp:hidden"] == 112
     assert left["blocks.0.mlp:hidden"] % 16 == 0

@@ -29,8 +29,10 @@ def make(name: str = "prune", **options: Any) -> Any:
     return registry().load("strategy", name)(config)
 
 
-def begun(model: nn.Module, *strategies: Strategy, target: float = 0.5, metric: Any = "macs") -> Session:
-    session = Session(model, ONE, Budget(metric, target, batch_size=4))
+def begun(
+    model: nn.Module, *strategies: Strategy, target: float = 0.5, metric: Any = "macs", round_to: int = 1
+) -> Session:
+    session = Session(model, ONE, Budget(metric, target, batch_size=4, round_to=round_to))
     session.begin_phase(strategies)
     return session
 
@@ -91,11 +93,11 @@ def test_a_channel_comes_back_only_if_it_fits(vit: nn.Module) -> None:
 
 
 def test_a_stated_share_and_rounding(vit: nn.Module) -> None:
-    session = begun(vit, make(width=True, ratios={"width": 0.25}, round_to=8), target=0.5)
+    session = begun(vit, make(width=True, ratios={"width": 0.25}), target=0.5, round_to=8)
     sizes = ended(session)
     assert sizes["width"] == 40  # a quarter less is 36
     assert sizes["blocks.0.mlp:hidden"] % 8 == 0
-    session = begun(vit, make(**ONLY, round_to=8), target=0.5)
+    session = begun(vit, make(**ONLY), target=0.5, round_to=8)
     assert ended(session)["width"] % 8 == 0
 
 

@@ -180,11 +180,11 @@ def test_decisions_are_shared_by_groups(vit: nn.Module) -> None:
     nn.init.normal_(gate.networks["G1"].head.weight, std=5)  # type: ignore[index, union-attr, arg-type]
     nn.init.zeros_(gate.networks["G1"].head.bias)  # type: ignore[index, union-attr, arg-type]
     session.model.train()(torch.randn(8, *INPUT))
-    ids, sizes = gate.grouping.draw(8, gating_of(session.model).state.tick, torch.device("cpu"))  # type: ignore[union-attr]
+    drawn = gate.grouping.draw(8, gating_of(session.model).state.tick, torch.device("cpu"))  # type: ignore[union-attr]
     keep = gating_of(session.model).state.dynamic["blocks.0.attn"]  # type: ignore[union-attr]
-    assert sizes.tolist() == [2, 2, 2, 2]
+    assert drawn.sizes_G.tolist() == [2, 2, 2, 2]
     for group in range(4):
-        assert keep[ids == group].unique().numel() == 1
+        assert keep[drawn.ids_B == group].unique().numel() == 1
 
 
 def test_batch_scope_decides_once_and_sample_scope_per_image(vit: nn.Module, images: torch.Tensor) -> None:

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import INPUT
 
 from usdcore.costs import cost
@@ -237,30 +236,6 @@ def test_the_loop_must_say_its_learning_rate(vit: nn.Module) -> None:
     session.after_backward()
     with pytest.raises(UsdcoreError, match=r"begin_step\(\.\.\., lr=\.\.\.\)"):
         session.after_step()
-
-
-class NoSync(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses what would wait for a device: reading a scalar, or shapes that depend on values."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "unique2"), name
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("faithful", [False, True])
-def test_a_step_never_waits_for_the_device(vit: nn.Module, faithful: bool) -> None:
-    session = Session(vit, torch.zeros(1, *INPUT), Budget("macs", 0.5, batch_size=4))
-    session.begin_phase([uvc(warmup=0.0, faithful=faithful)])
-    session.model.train()
-    images, target = torch.randn(4, *INPUT), torch.zeros(4, dtype=torch.long)
-    with NoSync():
-        for step in range(2):
-            session.begin_step(step, 10, images=images, lr=1e-3)
-            output = session.model(images)
-            (output.sum() + session.loss(output, target)).backward()  # type: ignore[no-untyped-call]
-            session.after_backward()
-            session.after_step()
 
 
 @pytest.mark.parametrize("options", [{}, {"faithful": True}, {"skip": "branch", "hard": False}])

@@ -86,6 +86,8 @@ def make_result(run: Run, latency: dict[str, list[dict[str, Any]]]) -> dict[str,
     result["budget"] = _budget(run, result["dense"], result["compressed"])
     if "timed" in facts:
         result["budget"]["found"] = facts["timed"]
+    if "sizes" in facts:
+        result["budget"]["round_to"] = facts["sizes"]
     if recipe.note:
         result["note"] = recipe.note
     return result

@@ -21,6 +21,7 @@ from usdcore.engine.guard import BadNumbers
 from usdcore.engine.keep import Epochs
 from usdcore.engine.own import mine
 from usdcore.engine.setup import Strategies, build_model, make_base, make_budget
+from usdcore.engine.sizes import fast_sizes
 from usdcore.engine.spread import batch_norm_warning, notes
 from usdcore.engine.timed import TimedBudget, latency_ratios
 from usdcore.errors import UsdcoreError
@@ -30,6 +31,7 @@ from usdcore.surgery import shrink
 from usdcore.teachers import no_dense
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from usdcore.engine.folder import RunFolder
     from usdcore.engine.stop import Stop
     from usdcore.recipe import PhaseConfig, Recipe
+    from usdcore.strategy import Budget
 
 
 MOST_WARNINGS = 200
@@ -329,7 +332,7 @@ class Run:
 
     def _session(self, model: nn.Module, plan: Plan, dense: Cost | None) -> Session:
         example = torch.zeros(1, *self.base.input_shape)
-        session = Session(model.to(self.device), example, make_budget(self.recipe.budget), plan, dense)
+        session = Session(model.to(self.device), example, self._rounded(make_budget(self.recipe.budget)), plan, dense)
         session.amp, session.mean = self.around.amp, self.processes.mean
         session.execute = partial(execute, processes=self.processes)
         session.known = self.strategies.made
@@ -339,18 +342,36 @@ class Run:
             self._follow_time(session)
         return session
 
+    def _rounded(self, budget: Budget) -> Budget:
+        """With the sizes that the device is fast at, where it is to be asked: as measured when the run began."""
+        if not self.recipe.budget.is_rounded_by_device:
+            return budget
+        if "sizes" not in self.facts:
+            self.log.say("measuring which sizes this device is fast at")
+            measured = partial(fast_sizes, self._like_dense(), self.base.input_shape, budget.batch_size, self.device)
+            self.facts["sizes"] = self.processes.from_first(partial(measured, self._ratios))
+            self.log.say("sizes in steps of {step}".format(**self.facts["sizes"]))
+        return replace(budget, round_to=self.facts["sizes"]["step"])
+
+    def _like_dense(self) -> nn.Module:
+        """The dense model with other weights, on which its time does not depend."""
+        with torch.random.fork_rng(devices=[]):
+            return create(self.base).eval()
+
+    @property
+    def _ratios(self) -> Callable[[Mapping[str, nn.Module], int], Mapping[str, float]]:
+        """Times models on this run's device, over the first of them."""
+        return partial(latency_ratios, shape=self.base.input_shape, device=self.device)
+
     def _follow_time(self, session: Session) -> None:
         """A budget of time: its share of MACs, as measured when the run began or when the last phase ended."""
         budget, shape, device = self.recipe.budget, self.base.input_shape, self.device
         if self.timed is None:
-            with torch.random.fork_rng(devices=[]):
-                dense = create(self.base).eval()
-            ratios = partial(latency_ratios, shape=shape, device=device)
-            first = self.processes.from_first
-            self.timed = TimedBudget(dense, shape, budget.target, budget.batch_size, ratios, first)
+            dense, first = self._like_dense(), self.processes.from_first
+            self.timed = TimedBudget(dense, shape, budget.target, budget.batch_size, self._ratios, first)
         if "timed" not in self.facts:
             self.log.say(f"measuring times at batch size {budget.batch_size}, for a budget of latency")
             self.facts["timed"] = self.timed.begin(device)
-            self.log.say("{macs:.4f} of the dense MACs, hidden widths in steps of {step}".format(**self.facts["timed"]))
-        session.settle_time, session.width_step = self.timed.settle, self.facts["timed"]["step"]
+            self.log.say("{macs:.4f} of the dense MACs".format(**self.facts["timed"]))
+        session.settle_time = self.timed.settle
         session.budget = replace(session.budget, target=self.facts["timed"]["macs"])

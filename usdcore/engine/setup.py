@@ -117,10 +117,11 @@ def build_model(base: Base, model: ModelConfig) -> nn.Module:
 
 def make_budget(budget: BudgetConfig) -> Budget:
     """The recipe's budget as the session takes it. One of time is one of MACs there: of as large a share, until
-    measurements find a better one (see `engine.timed`).
+    measurements find a better one (see `engine.timed`). Sizes that the device has to be asked for are any.
     """
     metric: Metric = "params" if budget.metric == "params" else "macs"
-    return Budget(metric, budget.target, budget.batch_size, budget.scope, budget.static)
+    step = budget.round_to if isinstance(budget.round_to, int) else 1
+    return Budget(metric, budget.target, budget.batch_size, budget.scope, budget.static, step)
 
 
 class Strategies:

@@ -2,8 +2,8 @@
 
 Time is no sum over a model's parts, but for one kind of model on one device it nearly is a straight line in its MACs.
 So a run times the dense model beside uniformly narrower ones when it starts; the search gets the share of MACs at which
-that line meets the target, and widths that the device is fast at. When a phase has decided, the model that it would
-leave is timed beside the dense one, and the share is moved until that time is the target.
+that line meets the target (and sizes that the device is fast at, see `engine.sizes`). When a phase has decided, the
+model that it would leave is timed beside the dense one, and the share is moved until that time is the target.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from usdcore.latency import Timing, measure_latency
 from usdcore.machine import conditions
 from usdcore.plans import Plan
 from usdcore.runner import detach
-from usdcore.steps import fast_step
 from usdcore.surgery import shrink_found
 from usdcore.units import find_units
 
@@ -39,8 +38,6 @@ NARROW = (0.5, 0.7, 0.85)
 CLOSE, TRIES = 0.01, 5
 #: The promise at the end, beside twice the standard error of the measurement.
 TOLERANCE = 0.02
-#: Images per call for the step of widths, which does not depend on it.
-STEP_BATCH = 32
 
 
 def latency_ratios(
@@ -66,8 +63,8 @@ class TimedBudget:
     """Of the last phase: every share of the dense MACs, and the share of the dense time that was measured there."""
 
     def begin(self, device: torch.device) -> dict[str, Any]:
-        """What the search needs: `macs`, the share of the dense MACs to ask for, `step`, the widths to keep to, and how
-        they were found. Errors: a target below what a model without any MACs would take.
+        """What the search needs: `macs`, the share of the dense MACs to ask for, and how it was found. Errors: a target
+        below what a model without any MACs would take.
         """
         found: dict[str, Any] = self.share(lambda: self._begin(device))
         if found["macs"] <= 0:
@@ -81,14 +78,10 @@ class TimedBudget:
     def _begin(self, device: torch.device) -> dict[str, Any]:
         example = torch.zeros(1, *self.input_shape, device="meta")
         units = find_units(self.dense, example)
-        step = fast_step(
-            self.dense, units, example, lambda models: self.ratios(models, min(self.batch_size, STEP_BATCH))
-        )
         narrow, macs = self._narrow(units, example)
         time = self.ratios({"dense": self.dense, "narrow": narrow}, self.batch_size)["narrow"]
         return {
             "macs": min(1.0, 1 - (1 - self.target) * (1 - macs) / max(1 - time, 1e-6)),
-            "step": step,
             "narrow_macs": macs,
             "narrow_time": time,
             "conditions": conditions(device) | {"batch_size": self.batch_size, "threads": torch.get_num_threads()},

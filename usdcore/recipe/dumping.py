@@ -64,8 +64,9 @@ def computed(recipe: Recipe) -> dict[str, Any]:
     # Later keys: recipes without them keep their hash.
     if content["train"]["optimizer_state"] == "fresh":
         del content["train"]["optimizer_state"]
-    if content["budget"]["latency"] is None:
-        del content["budget"]["latency"]
+    for key in ("latency", "round_to"):
+        if content["budget"][key] is None:
+            del content["budget"][key]
     return content
 
 

@@ -57,6 +57,10 @@ class BudgetConfig(Section):
     """Images that share a decision where the scope is batch; the budget is promised for this size."""
     scope: Literal["batch", "sample"] = "batch"
     """Who decides at inference: the whole batch together, or each image."""
+    round_to: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] | None = None
+    """Sizes are multiples of so many hidden neurons, channels of a stream, and query, key and value dims of a layer;
+    the budget is then met from below. `auto`: of as many as are fast on the device that runs the recipe, measured when
+    the run begins. Default: `auto` for latency, else any size."""
 
     @field_validator("params")
     @classmethod
@@ -75,6 +79,11 @@ class BudgetConfig(Section):
     def metric(self) -> Literal["macs", "latency", "params"]:
         """What is bounded."""
         return "macs" if self.macs is not None else "latency" if self.latency is not None else "params"
+
+    @property
+    def is_rounded_by_device(self) -> bool:
+        """Whether the device that runs the recipe is asked which sizes are fast."""
+        return self.round_to == "auto" or (self.round_to is None and self.metric == "latency")
 
     @property
     def target(self) -> float:

@@ -9,12 +9,12 @@ import torch
 
 from usdcore.construct import create
 from usdcore.costs import cost
+from usdcore.counting import counted_macs
 from usdcore.errors import UsdcoreError
 from usdcore.gates import Gating
 from usdcore.plans import Base, Keep, Plan
 from usdcore.runner import attach, set_mode
 from usdcore.surgery import shrink
-from usdcore.testing.counting import counted_macs
 from usdcore.testing.laws import Broken, NotTried
 from usdcore.testing.models import CLASSES, batch, gap, logits, randomise
 from usdcore.testing.shrinking import TOLERANCE, Fixed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from usdcore.counting import counted_macs
 from usdcore.errors import UsdcoreError
-from usdcore.testing.counting import counted_macs
 from usdcore.testing.laws import Broken, NotTried
 from usdcore.testing.models import batch, first_again
 from usdcore.testing.subject import made

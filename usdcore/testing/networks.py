@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from usdcore.testing.counting import counted_macs
+from usdcore.counting import counted_macs
 from usdcore.testing.laws import Broken
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from usdcore.costs import Tree, cost
+from usdcore.counting import counted_macs
 from usdcore.errors import UsdcoreError
 from usdcore.gates import Draw, Gate, Gating
 from usdcore.runner import attach, detach, gating_of, set_mode
-from usdcore.testing.counting import counted_macs
 from usdcore.testing.laws import Broken, NotTried
 from usdcore.testing.models import batch, first_again, gap, logits
 from usdcore.testing.trial import Trial

@@ -45,6 +45,11 @@ def items(subject: Subject) -> None:
     if known is not None and known != data.num_classes:
         what = f"known_classes() says {known}, and what is loaded has {data.num_classes}"
         raise Broken(subject.where, what, "return None where it is not known before loading")
+    numbers = len(data.train), len(data.test)  # type: ignore[arg-type]
+    for said, number in zip(config.known_images(), numbers, strict=True):
+        if said not in (None, number):
+            what = f"known_images() says {config.known_images()}, and what is loaded has {numbers} images"
+            raise Broken(subject.where, what, "return None for what is not known before loading")
     for name, part in _parts(data).items():
         for index in range(min(MOST, len(part))):
             image, label = part[index]
