@@ -21,6 +21,15 @@ _CLASSES = {
     "torch/qmnist": 10,
 }
 
+_IMAGES = {
+    "torch/cifar10": (50_000, 10_000),
+    "torch/cifar100": (50_000, 10_000),
+    "torch/mnist": (60_000, 10_000),
+    "torch/kmnist": (60_000, 10_000),
+    "torch/fashion_mnist": (60_000, 10_000),
+}
+"""In the training and in the test half."""
+
 Deviation = Annotated[float, Field(gt=0)]
 
 
@@ -39,6 +48,10 @@ class DigitsConfig(DataConfig):
     def known_classes(self) -> int:
         """Ten digits."""
         return 10
+
+    def known_images(self) -> tuple[int, int]:
+        """Of the installed package."""
+        return 1437, 360
 
 
 class TimmConfig(DataConfig):
@@ -79,6 +92,27 @@ class TimmConfig(DataConfig):
     def known_classes(self) -> int | None:
         """Of the sets that everybody knows by name."""
         return _CLASSES.get(self.name.lower())
+
+    def known_images(self) -> tuple[int | None, int | None]:
+        """Of those sets as well, and of class folders that are here, which are listed. `subset` and `eval_subset` are
+        taken for the number where nothing else is known.
+        """
+        train, test = (
+            self._known(option, limit)
+            for option, limit in (("train_split", self.subset), ("eval_split", self.eval_subset))
+        )
+        return train, test
+
+    def _known(self, option: str, limit: int | None) -> int | None:
+        number = None
+        halves = _IMAGES.get(self.name.lower())
+        if halves is not None:
+            number = halves[0 if getattr(self, option) in ("train", "training") else 1]
+        elif not self.name and self.root is not None and self.root.is_dir():
+            from .source import open_source  # with timm: only where there is something to list
+
+            number = len(open_source(self, option).labels)
+        return min((n for n in (number, limit) if n is not None), default=None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -76,11 +76,11 @@ def test_eval_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_plan_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = Path(__file__).parents[2] / "recipes/imagenet/deit_small_usdc.yaml"
-    assert main(["plan", str(recipe), "--json"]) == 0
+    assert main(["plan", str(recipe), "--probe", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["dense"] == {"macs": 4_598_882_304, "params": 22_050_664}
     assert found["phases"][0]["least"] < 0.02
-    assert main(["plan", str(recipe), "--set", "budget.macs=0.01"]) == 1
+    assert main(["plan", str(recipe), "--probe", "0", "--set", "budget.macs=0.01"]) == 1
     assert "can't be reached" in capsys.readouterr().err
 
 

@@ -87,10 +87,11 @@ def test_own_weights_are_tried(recipe: str) -> None:
 
 def test_what_is_not_here_is_noted(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = "data={source: timm, root: far/away, input_size: 8, batch_size: 64}"
-    assert main(["plan", recipe, "--set", data, "--set", "device=cpu"]) == 0
+    plan = ["plan", recipe, "--probe", "0", "--images", "64,16", "--set", data]
+    assert main([*plan, "--set", "device=cpu"]) == 0
     note = "data.root: far/away is not here; a dry run does not need it, a run will"
     assert f"note: {note}" in capsys.readouterr().out.splitlines()
-    assert main(["plan", recipe, "--set", data, "--json"]) == 0
+    assert main([*plan, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["notes"] == [note]
     asked = notes(load_recipe(recipe, ["device=cuda"]))
     assert len(asked) == (0 if torch.cuda.is_available() else 1)
@@ -128,4 +129,5 @@ def test_a_budget_out_of_reach_in_a_later_phase(recipe: str) -> None:
 @pytest.mark.parametrize(("strategies", "teachers"), [("[usdc-static]", 0), ("[usdc-static, distill]", 1)])
 def test_a_dry_run_counts_teachers(recipe: str, strategies: str, teachers: int) -> None:
     found = dry_run(load_recipe(recipe, [f"phases.0.strategies={strategies}"]))
-    assert found["teacher_bytes"] == teachers * 4 * found["dense"]["params"]
+    assert found["memory"]["teachers"] == teachers * 4 * found["dense"]["params"]
+    assert found["phases"][0]["macs_per_image"] == (3 + teachers) * found["dense"]["macs"]

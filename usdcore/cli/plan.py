@@ -4,45 +4,61 @@ data is read.
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
+from usdcore.cli.output import print_json
+
+_MOST = 10**12
+
+
+class Images(click.ParamType):  # type: ignore[type-arg]  # generic in newer releases of click only
+    """One or two whole numbers from 1 up."""
+
+    name = "TRAIN[,EVALUATION]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers. Errors: a usage error for anything else."""
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if len(parts) > 2 or not all(part.strip().isdecimal() and 0 < int(part) <= _MOST for part in parts):
+            self.fail(f"{value!r} is not one or two numbers of images, such as 1281167,50000", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if math.isnan(value):  # which is in every range
+        msg = "nan is not a number of seconds"
+        raise click.BadParameter(msg, ctx, param)
+    return value
+
 
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a value.")
+@click.option("--images", type=Images(), default=(), help="How many there are, where the data are not here.")
+@click.option(
+    "--probe", "seconds", type=click.FloatRange(0, 86_400), default=40.0, show_default=True, metavar="SECONDS",
+    callback=_seconds,
+    help="Take real steps for about so long, for an estimate of time; 0: none.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Show what RECIPE would do: units, budget, phases, the least cost that its strategies can reach."""
-    from usdcore.engine.dryrun import dry_run
+def command(recipe: Path, overrides: tuple[str, ...], images: tuple[int, ...], seconds: float, as_json: bool) -> None:
+    """Show what RECIPE would do (units, budget, phases, the least cost that its strategies can reach) and what that
+    takes: steps, MACs, memory, and an estimate of its time on this device from a short probe.
+    """
+    from usdcore.cli.plan_words import words
+    from usdcore.engine.forecast import forecast
+    from usdcore.engine.probe import Probe
     from usdcore.recipe import read_recipe
 
     loaded = read_recipe(recipe, overrides)
-    found = dry_run(loaded.recipe, loaded.written)
-    click.echo(json.dumps(found, indent=1) if as_json else _words(found))
-
-
-def _words(found: dict[str, Any]) -> str:
-    dense = found["dense"]
-    lines = [
-        f"{found['model']} at {found['input_size']} px: {dense['macs'] / 1e6:,.2f}M MACs, "
-        f"{dense['params'] / 1e6:,.3f}M parameters",
-        f"{found['attention']} attention and {found['ffn']} feed-forward units in {found['blocks']} blocks",
-        f"budget: {found['budget']['target']:g} of the dense {found['budget']['metric']}",
-    ]
-    for phase in found["phases"]:
-        names = ", ".join(phase["strategies"]) or "plain training"
-        lines.append(f"phase {phase['name']}: {phase['epochs']} epochs, {names}")
-        if phase["least"] is not None:
-            metric = found["budget"]["metric"]
-            counted = "macs; a run measures its time" if metric == "latency" else metric
-            lines.append(f"  can go down to {phase['least']:.4f} of the dense {counted}")
-    memory = found["memory_bytes"]
-    lines.append(f"weights, gradients and AdamW's state: {memory / 2**20:,.1f} MiB, before activations")
-    if found["teacher_bytes"]:
-        lines.append(f"teachers: {found['teacher_bytes'] / 2**20:,.1f} MiB more")
-    lines += [f"note: {note}" for note in found["notes"]]
-    return "\n".join(lines)
+    found = forecast(loaded.recipe, loaded.written, images, Probe(seconds) if seconds > 0 else None)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(words(found))

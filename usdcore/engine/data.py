@@ -101,7 +101,7 @@ class SeededDataset(Dataset[Item]):
         if isinstance(self.dataset, SeededItems):
             return self.dataset.seeded_items(indices, seeds)
         items = []
-        with _preserved_generators():
+        with preserved_generators():
             for index, seed in zip(indices, seeds, strict=True):
                 _seed_generators(seed)
                 items.append(self.dataset[index])
@@ -241,7 +241,8 @@ def _labels(dataset: Dataset[Item], indices: Sequence[int]) -> dict[int, int]:
 
 
 @contextmanager
-def _preserved_generators() -> Iterator[None]:
+def preserved_generators() -> Iterator[None]:
+    """Afterwards Python's, numpy's and torch's (CPU) global generators are as they were found."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from usdcore.counting import counted_macs
+from usdcore.engine.amounts import BACKWARD
+from usdcore.engine.memory import counted
 from usdcore.engine.preflight import locating, mistakes_at, notes, preflight, try_out
 from usdcore.engine.setup import Strategies, build_model, make_base, make_budget
 from usdcore.engine.timed import require_static
@@ -18,9 +21,7 @@ if TYPE_CHECKING:
 
     from usdcore.recipe import Recipe
     from usdcore.recipe.tree import Node
-
-#: Bytes per parameter in training: fp32 weight, gradient, AdamW's two moments.
-TRAINING_BYTES = 16
+    from usdcore.strategy import Strategy
 
 
 def dry_run(recipe: Recipe, written: Node | None = None) -> dict[str, Any]:
@@ -46,17 +47,23 @@ def dry_run(recipe: Recipe, written: Node | None = None) -> dict[str, Any]:
         "attention": len(session.units.attention),
         "ffn": len(session.units.ffn),
         "blocks": len(session.units.blocks),
-        "budget": {"metric": recipe.budget.metric, "target": recipe.budget.target},
+        "budget": _budget(recipe, session),
         "phases": phases,
-        "memory_bytes": TRAINING_BYTES * session.dense.params,
-        "teacher_bytes": sum(p.nbytes for t in session.teachers.values() for p in t.model.parameters()),
+        "memory": counted(recipe, model, session.teachers).as_json(),
         "notes": notes(recipe),
     }
 
 
+def _budget(recipe: Recipe, session: Session) -> dict[str, Any]:
+    """The target as a share, and in MACs or parameters where it is one of these."""
+    metric, target = recipe.budget.metric, recipe.budget.target
+    cost = None if metric == "latency" else round(target * session.dense_total)
+    return {"metric": metric, "target": target, "cost": cost}
+
+
 def _phases(recipe: Recipe, session: Session, written: Node | None) -> Iterator[dict[str, Any]]:
     """Each phase; one that brings new strategies begins with them on the whole model."""
-    strategies = Strategies()
+    strategies, share = Strategies(), 1.0
     for index, phase in enumerate(recipe.phases):
         seen = set(strategies.made)
         named = strategies.of(phase.strategies)
@@ -70,8 +77,27 @@ def _phases(recipe: Recipe, session: Session, written: Node | None) -> Iterator[
                 if recipe.budget.metric == "latency":
                     require_static(session)
         least = session.least() if is_first else None
-        yield {"name": phase.name, "epochs": phase.epochs, "strategies": [s.config.use for s in named], "least": least}
+        yield {
+            "name": phase.name,
+            "epochs": phase.epochs,
+            "strategies": [strategy.config.use for strategy in named],
+            "least": least,
+            "macs_per_image": _training_macs(session, named, share),
+        }
+        if is_first:
+            share = session.budget.target
     made = strategies.made
     if made and session.budget.target < 1 and not any(strategy.shrinks for strategy in made.values()):
         text = f"none of the strategies ({', '.join(sorted(made))}) removes anything; name one that does as well"
         raise mistakes_at([(("phases",), text)], written)
+
+
+def _training_macs(session: Session, named: list[Strategy], share: float) -> int:
+    """Of a training step, for each image: forward and backward of the model, whole at first and then `share` of it,
+    with its gates, and the forward of each teacher.
+    """
+    gates = session.gating.count_macs() if session.gating is not None and named else 0
+    keys = sorted({key for strategy in named for key in strategy.learns_from})
+    dense, example = session.dense.macs, session.example_inputs.new_zeros(session.example_inputs.shape, device="cpu")
+    taught = [dense if key == "dense" else counted_macs(session.teachers[key].model, example) for key in keys]
+    return (1 + BACKWARD) * (round(share * dense) + gates) + sum(taught)

@@ -136,18 +136,26 @@ def _unusable(train: TrainConfig) -> str | None:
     """Why an optimizer can't be used on a matrix (it needs a package, a CUDA device, second derivatives); None if it
     can.
     """
-    weight = torch.zeros(2, 2, requires_grad=True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            optimizer = create_optimizer_v2(
-                [weight], opt=train.opt, lr=train.lr, weight_decay=0.0, momentum=train.momentum
-            )
-            torch.autograd.backward(weight.sum())
-            optimizer.step()
+        trial_step(train)
     except Exception as error:  # every optimizer has its own way to say no
         return brief(f"{type(error).__name__}: {error}", 200)
     return None
+
+
+def trial_step(train: TrainConfig, side: int = 2) -> torch.optim.Optimizer:
+    """A recipe's optimizer after its first step, on one matrix of so many rows and columns. Errors: the optimizer's
+    own.
+    """
+    weight = torch.zeros(side, side, requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            [weight], opt=train.opt, lr=train.lr, weight_decay=0.0, momentum=train.momentum
+        )
+        torch.autograd.backward(weight.sum())
+        optimizer.step()
+    return optimizer
 
 
 def _plugins(recipe: Recipe) -> Mistakes:

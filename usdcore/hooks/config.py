@@ -97,3 +97,10 @@ class DataConfig(_Options):
     def known_classes(self) -> int | None:
         """The number of classes, where it is known before any image is read; the model must have as many."""
         return None
+
+    def known_images(self) -> tuple[int | None, int | None]:
+        """Images to train and to evaluate on, each where it is known before any image is read, for `usdcore plan`.
+
+        Nothing may be fetched; files that are here may be listed. Errors: those of loading, for files that are here.
+        """
+        return None, None
