@@ -8,7 +8,7 @@ import matplotlib as mpl
 import pytest
 
 from usdcore.report.canvas import PlotsMissingError, inline_svg
-from usdcore.report.figure import dial_figure, structure_figure
+from usdcore.report.figure import batches_figure, dial_figure, structure_figure
 
 
 def read_csv(path):
@@ -71,6 +71,19 @@ def test_dial_draws_every_model_that_was_run(result, raw, tmp_path):
     assert float(rows[1]["share_of_dense"]) == pytest.approx(0.7284, abs=1e-4)
 
 
+def test_accuracy_over_batch_size_is_drawn_where_there_are_several(result, raw, tmp_path):
+    svg, _, table = batches_figure(result(), tmp_path / "batches")
+    words = svg_text(svg)
+    for part in ("deit_small_patch16_224: accuracy over batch size", "images sorted by class", "78.90 %"):
+        assert part in words
+    assert [(row["order"], row["batch_size"], row["top1_percent"]) for row in read_csv(table)] == [
+        ("shuffled", "1", "78.9"),
+        ("shuffled", "32", "78.96"),
+        ("sorted", "32", "78.4"),
+    ]
+    assert batches_figure(result(eval=raw()["eval"][:1]), tmp_path / "one") == ()
+
+
 def test_dial_of_a_run_without_any_number_is_an_empty_plot(result, tmp_path):
     _, _, table = dial_figure(result(dense={}, compressed={}, controls=[], dial=[]), tmp_path / "dial")
     assert read_csv(table) == []
@@ -107,8 +120,9 @@ def test_an_inlined_figure_follows_the_theme_but_its_words_do_not():
         '<?xml version="1.0"?><svg id="a"><metadata>m</metadata><path id="p"/><rect fill="#ffffff"/>'
         '<use href="#p" style="fill: #1f2328; clip-path: url(#p)"/><text>#1f2328 id="x"</text></svg>'
     )
-    assert inline_svg(svg, "n", 'a "label"') == (
-        '<svg role="img" aria-label="a &quot;label&quot;" id="n-a"><path id="n-p"/>'
+    assert inline_svg(svg, "n", 'a "title"', "<words>") == (
+        '<svg role="img" aria-labelledby="n-title n-desc" id="n-a"><title id="n-title">a &quot;title&quot;</title>'
+        '<desc id="n-desc">&lt;words&gt;</desc><path id="n-p"/>'
         '<rect style="fill: var(--paper, #ffffff)"/>'
         '<use href="#n-p" style="fill: var(--ink, #1f2328); clip-path: url(#n-p)"/><text>#1f2328 id="x"</text></svg>'
     )

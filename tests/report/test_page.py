@@ -58,11 +58,11 @@ def test_a_report_is_a_page_a_text_and_figures(run_dir):
         [
             "report.md",
             "report.html",
-            *(f"figures/{stem}.{kind}" for stem in ("dial", "structure") for kind in ("csv", "png", "svg")),
+            *(f"figures/{stem}.{kind}" for stem in ("batches", "dial", "structure") for kind in ("csv", "png", "svg")),
         ]
     )
     assert report.notes == ()
-    assert page.tags["svg"] == 2
+    assert page.tags["svg"] == page.tags["desc"] == 3
     assert page.tags["table"] == 9
     for part in (
         "The budget is met",

@@ -6,21 +6,18 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from usdcore.ablate.figures import structures
-from usdcore.ablate.sections import sections
+from usdcore.ablate.pictures import draw, picture_sections, pictures
+from usdcore.ablate.sections import progress, sections
+from usdcore.ablate.verdicts import judge
 from usdcore.files import write_atomic
 from usdcore.recipe import recipe_sha256
-from usdcore.report.canvas import PlotsMissingError
-from usdcore.report.figure import draw_structure
 from usdcore.report.page import html_environment, markdown_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from usdcore.ablate.cells import RowCells
     from usdcore.ablate.exact import Exact
-    from usdcore.ablate.figures import Structure
     from usdcore.ablate.jobs import Job
     from usdcore.ablate.loading import Table
     from usdcore.report.result import Result
@@ -41,33 +38,24 @@ class Pages:
 def write_pages(table: Table, rows: list[RowCells], exact: Exact, folder: Path) -> Pages:
     """Write the table, and the figure and plan of each printed structure. Errors: a folder that can't be written."""
     stem = f"{table.ablation.name}-{table.scale_name}"
-    figures = structures(table, rows, exact)
-    drawn, notes = _draw(figures, folder, stem)
-    page = {"table": table, "sections": sections(table, rows, figures), "figures": drawn, "notes": notes}
+    found = pictures(table, rows, exact)
+    drawn, notes = draw(found, folder, stem)
+    page = {
+        "table": table,
+        "progress": progress(table, rows),
+        "sections": sections(table, rows, picture_sections(found)),
+        "figures": drawn,
+        "notes": notes,
+    }
     markdown = markdown_environment(PACKAGE).get_template("ablation.md.j2").render(page | {"stem": stem})
     html = html_environment(PACKAGE).get_template("ablation.html.j2").render(page)
-    found = as_json(table, rows)
+    data = as_json(table, rows)
     files = (
         write_atomic(folder / f"{stem}.md", markdown.encode()),
-        write_atomic(folder / f"{stem}.json", (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode()),
+        write_atomic(folder / f"{stem}.json", (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()),
         write_atomic(folder / f"{stem}.html", html.encode()),
     )
-    return Pages(files, markdown, found)
-
-
-def _draw(figures: Sequence[Structure], folder: Path, stem: str) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """The drawings by their key, and why there are none."""
-    drawn: dict[str, Path] = {}
-    for figure in figures:
-        if figure.plan is not None:
-            text = figure.plan.model_dump_json(indent=1) + "\n"
-            write_atomic(folder / f"{stem}-{figure.key}.plan.json", text.encode())
-        try:
-            files = draw_structure(figure.model, figure.layers, figure.line, folder / f"{stem}-{figure.key}")
-        except PlotsMissingError as missing:
-            return {}, (str(missing),)
-        drawn[figure.key] = next(path for path in files if path.suffix == ".svg")
-    return drawn, ()
+    return Pages(files, markdown, data)
 
 
 def as_json(table: Table, rows: list[RowCells]) -> dict[str, Any]:
@@ -94,6 +82,7 @@ def as_json(table: Table, rows: list[RowCells]) -> dict[str, Any]:
             }
             for row in rows
         ],
+        "claims": [verdict.as_json() for verdict in judge(table.ablation.claims, rows)],
     }
 
 

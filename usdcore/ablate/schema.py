@@ -103,6 +103,8 @@ class Row(Keys):
     """Why the row can't be run: its method does not exist here."""
     structure: Annotated[tuple[KeptLayer, ...] | None, Field(min_length=1, max_length=200)] = None
     """A compressed model that the paper prints layer by layer: what it costs is computed, nothing is run."""
+    control: bool = False
+    """What the others have to beat, so that charts mark it: gates that skip at random. A narrow row is one anyway."""
     draw: bool = False
     """Draw what the row's first finished run left of each layer; a printed structure is drawn anyway."""
     note: Text | None = None

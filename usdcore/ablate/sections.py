@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from usdcore.ablate.columns import parse_column
+from usdcore.ablate.verdicts import ERRORS, judge
 from usdcore.report import text
 from usdcore.report.sections import Section
 from usdcore.report.table import Table as Printed
 from usdcore.report.text import NOT_APPLICABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from usdcore.ablate.cells import Cell, RowCells
-    from usdcore.ablate.figures import Structure
     from usdcore.ablate.jobs import Job
     from usdcore.ablate.loading import Table
     from usdcore.report.result import Result
@@ -38,14 +38,29 @@ class _Quantity:
         return 1 + self.claimed + (self.claimed and self.compares)
 
 
-def sections(table: Table, rows: list[RowCells], figures: Sequence[Structure]) -> tuple[Section, ...]:
+def sections(table: Table, rows: list[RowCells], drawings: Iterable[Section]) -> tuple[Section, ...]:
     """Everything that the pages show."""
     return (
         *_tables(table, rows),
-        *_structures(figures),
+        *_claims(table, rows),
+        *drawings,
         *_notes(table, rows),
         _runs(table, rows),
     )
+
+
+def progress(table: Table, rows: Sequence[RowCells]) -> str:
+    """How much of the table there is, in a sentence."""
+    results = {job.key: result for row in rows for job, result in row.runs}
+    done = sum(result is not None for result in results.values())
+    if not results:
+        return "Every number here is exact or a paper's: no row needs a run."
+    if done == len(results):
+        return f"All {done} runs are finished." if done > 1 else "Its one run is finished."
+    how = f"usdcore ablate makes what is missing, with this table's file and --scale {table.scale_name}."
+    if done == 0:
+        return f"Nothing of this table has been run yet; {len(results)} runs are to be made: {how}"
+    return f"{done} of {len(results)} runs are finished: {how}"
 
 
 def _tables(table: Table, rows: list[RowCells]) -> Iterator[Section]:
@@ -101,10 +116,16 @@ def _caption(table: Table, rows: list[RowCells]) -> str:
     return " ".join(words)
 
 
-def _structures(figures: Sequence[Structure]) -> Iterator[Section]:
-    for figure in figures:
-        alt = "For each layer: heads and hidden neurons left, as bars against dense, with execution rates."
-        yield Section(figure.key, f"Structure: {figure.row}", (), None, figure.key, alt)
+def _claims(table: Table, rows: list[RowCells]) -> Iterator[Section]:
+    verdicts = judge(table.ablation.claims, rows)
+    if verdicts:
+        lines = tuple((v.claim.text, v.verdict, "; ".join(one.words for one in v.evidence)) for v in verdicts)
+        caption = (
+            f"Seed by seed, on the seeds that both rows have; a claim holds where its mean is more than {ERRORS:g} "
+            "standard errors above zero, in every comparison. In brackets: each seed."
+        )
+        printed = Printed(("claim", f"on {table.scale.data}", "evidence"), lines, caption, left=(0, 1, 2))
+        yield Section("claims", "Claims", (), printed)
 
 
 def _notes(table: Table, rows: list[RowCells]) -> Iterator[Section]:

@@ -103,17 +103,21 @@ def save(figure: Figure, stem: Path, header: Sequence[str], rows: Iterable[Seque
     return tuple(write_atomic(stem.with_name(stem.name + suffix), content) for suffix, content in contents.items())
 
 
-def inline_svg(svg: str, prefix: str, label: str) -> str:
+def inline_svg(svg: str, prefix: str, title: str, description: str) -> str:
     """A figure's SVG made ready to stand inside an HTML page.
 
     Its ids get `prefix` (two figures share a page), theme colours become CSS variables with the printed colour as
-    fallback, and `label` is what a screen reader says.
+    fallback, `title` and `description` are what a screen reader says, and the page's style gets its width as `--width`.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Only inside tags: the text between them is the user's.
     svg = re.sub(r"<[a-zA-Z][^>]*>", lambda match: _themed_tag(match[0], prefix), svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+    names = f'<title id="{prefix}-title">{escape(title)}</title><desc id="{prefix}-desc">{escape(description)}</desc>'
+    width = re.search(r'<svg[^>]*\swidth="([0-9.]+pt)"', svg)
+    style = f' style="--width: {width[1]}"' if width else ""
+    labelled = f'<svg role="img" aria-labelledby="{prefix}-title {prefix}-desc"{style}'
+    return re.sub(r"<svg([^>]*)>", lambda match: f"{labelled}{match[1]}>{names}", svg, count=1)
 
 
 def _themed_tag(tag: str, prefix: str) -> str:

@@ -1,4 +1,4 @@
-"""The two figures of a report: what is kept of each layer (after USDC's Figure 5), and accuracy over cost."""
+"""A report's figures: what is kept of each layer (after USDC's Figure 5), accuracy over cost and over batch size."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from usdcore.report import canvas, text, words
+from usdcore.report.batches import draw_batches, series_of
+from usdcore.report.frame import Label, finish, frame, height_for, in_units, macs_label
 from usdcore.report.structure import StructureDrawing
 from usdcore.report.table import executed
 
@@ -15,33 +17,33 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from usdcore.report.result import Layer, Result
 
 CONTROL_MARKERS = ("s", "^", "D", "v", "P", "X")
 
-# How the two models of every run are drawn; the hollow ring and the star are told apart without colour as well.
+NAMES = {"dense": "dense", "compressed": "compressed, at its budget"}
+
+# How the models of every run are drawn; the hollow ring and the star are told apart without colour as well.
 MODEL_STYLES: dict[str, dict[str, Any]] = {
     "dense": {
-        "label": "dense",
         "marker": "o",
-        "s": 62,
-        "facecolor": canvas.PAPER,
-        "edgecolor": canvas.INK,
-        "linewidth": 1.6,
+        "markersize": 8,
+        "color": canvas.INK,
+        "markerfacecolor": canvas.PAPER,
+        "markeredgewidth": 1.6,
         "zorder": 4,
     },
     "compressed": {
-        "label": "compressed, at its budget",
         "marker": "*",
-        "s": 210,
-        "facecolor": canvas.ACCENT,
-        "edgecolor": canvas.PAPER,
-        "linewidth": 0.9,
+        "markersize": 14,
+        "color": canvas.ACCENT,
+        "markeredgecolor": canvas.PAPER,
+        "markeredgewidth": 0.9,
         "zorder": 5,
     },
 }
+CONTROL_STYLE: dict[str, Any] = {"markersize": 7, "color": canvas.FEED_FORWARD, "zorder": 4}
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,21 @@ def draw_structure(model: str, layers: Sequence[Layer], line: str, path_stem: Pa
         return canvas.save(figure, path_stem, header, rows)
 
 
+def batches_figure(result: Result, path_stem: Path) -> tuple[Path, ...]:
+    """Draw the compressed model's top-1 over the batch size at inference; nothing where only one was measured.
+
+    Writes `path_stem` with .svg, .png and .csv, and returns these paths.
+
+    Raises:
+        PlotsMissingError: matplotlib is not installed.
+    """
+    series = series_of("compressed", [result.eval])
+    if not series:
+        return ()
+    title = f"{text.shorten(result.model, 64)}: accuracy over batch size"
+    return draw_batches(series, title, words.conditions(result), path_stem)
+
+
 def dial_figure(result: Result, path_stem: Path) -> tuple[Path, ...]:
     """Draw top-1 over executed MACs per image: dense, compressed at its budget, the dial, the controls.
 
@@ -91,15 +108,22 @@ def dial_figure(result: Result, path_stem: Path) -> tuple[Path, ...]:
         PlotsMissingError: matplotlib is not installed.
     """
     found = _points(result)
-    with canvas.new_figure(7.2, 4.5, path_stem.name) as figure:
-        axes = figure.add_axes((0.095, 0.13, 0.875, 0.68))
-        scale, prefix = _unit(found)
-        _plot(axes, found, scale)
+    with canvas.new_figure(8.6, height_for(len(found)), path_stem.name) as figure:
+        title = f"{text.shorten(result.model, 64)}: accuracy over cost"
+        drawing = frame(figure, title, words.conditions(result), labels=True)
+        axes = drawing.plot
+        scale, prefix = in_units(max((point.executed_macs for point in found), default=0.0))
+        labels = _plot(axes, found, scale)
         _mark_budget(axes, result, scale)
-        axes.set_xlabel(" ".join(("executed", prefix + "MACs", "per image")))
+        axes.set_xlabel(macs_label(prefix))
         axes.set_ylabel("top-1 (%)")
-        _title(figure, result)
-        _finish(axes)
+        axes.margins(x=0.08, y=0.16)
+        finish(axes)
+        axes.ticklabel_format(axis="x", useOffset=False, style="plain")
+        axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+        drawing.label(labels)
+        if axes.get_legend_handles_labels()[0]:
+            drawing.legend(2)
         header = [field.name for field in fields(Point)]
         return canvas.save(figure, path_stem, header, [astuple(point) for point in found])
 
@@ -118,29 +142,25 @@ def _points(result: Result) -> list[Point]:
     return found
 
 
-def _unit(found: list[Point]) -> tuple[float, str]:
-    largest = max((point.executed_macs for point in found), default=0.0)
-    return next(((size, prefix) for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= size), (1.0, ""))
-
-
-def _plot(axes: Axes, found: list[Point], scale: float) -> None:
+def _plot(axes: Axes, found: list[Point], scale: float) -> list[Label]:
+    """Draw every point; returns one label for each model and one for the dial."""
     markers = cycle(CONTROL_MARKERS)
+    labels = []
     for point in found:
-        if point.series == "dial":
-            continue
-        style = MODEL_STYLES.get(point.series) or {
-            "label": f"control: {text.shorten(point.name, 40)}",
-            "marker": next(markers),
-            "s": 46,
-            "color": canvas.FEED_FORWARD,
-            "zorder": 4,
-        }
-        axes.scatter([point.executed_macs / scale], [point.top1_percent], **style)
+        if point.series != "dial":
+            style = MODEL_STYLES.get(point.series) or CONTROL_STYLE | {"marker": next(markers)}
+            x, y = point.executed_macs / scale, point.top1_percent
+            axes.plot([x], [y], linestyle="none", **style)
+            name = NAMES.get(point.series, f"control: {point.name}")
+            hollow = point.series == "dense"
+            labels.append(Label(x, y, name, text.top1(y), style["color"], style["marker"], hollow))
     dial = [point for point in found if point.series == "dial"]
     if dial:
-        x, y = [point.executed_macs / scale for point in dial], [point.top1_percent for point in dial]
+        x_dial, y_dial = [point.executed_macs / scale for point in dial], [point.top1_percent for point in dial]
         label = "dial: same weights, other thresholds"
-        axes.plot(x, y, "-o", color=canvas.ACCENT, linewidth=1.4, markersize=4.5, label=label, zorder=3)
+        axes.plot(x_dial, y_dial, "-o", color=canvas.ACCENT, linewidth=1.4, markersize=4.5, label=label, zorder=3)
+        labels.append(Label(x_dial[0], y_dial[0], "dial, at its cheapest", text.top1(y_dial[0]), canvas.ACCENT, "o"))
+    return labels
 
 
 def _mark_budget(axes: Axes, result: Result, scale: float) -> None:
@@ -150,26 +170,3 @@ def _mark_budget(axes: Axes, result: Result, scale: float) -> None:
     label = f"budget asked: {text.percent(result.budget.target)} of dense"
     asked = result.budget.target * dense / scale
     axes.axvline(asked, color=canvas.MUTED, linewidth=1, linestyle=(0, (3, 3)), label=label, zorder=1)
-
-
-def _title(figure: Figure, result: Result) -> None:
-    # In inches on axes of the figure's own size, as the other figure's title.
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes((0, 0, 1, 1), zorder=-1)
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.set_axis_off()
-    title = f"{text.shorten(result.model, 64)}: accuracy over cost"
-    canvas.heading(axes, (0.68, 0.4), title, width - 0.9, bold=True)
-    canvas.heading(axes, (0.68, 0.64), words.conditions(result), width - 0.9)
-
-
-def _finish(axes: Axes) -> None:
-    axes.margins(x=0.08, y=0.16)
-    axes.grid(visible=True, color=canvas.GHOST, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(length=0)
-    axes.ticklabel_format(useOffset=False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best", framealpha=0.9, edgecolor=canvas.LINE, facecolor=canvas.PAPER, fontsize=8)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from usdcore.errors import UsdcoreError
 from usdcore.files import write_atomic
 from usdcore.report import canvas, words
-from usdcore.report.figure import dial_figure, structure_figure
+from usdcore.report.figure import batches_figure, dial_figure, structure_figure
 from usdcore.report.result import Result, read_result
 from usdcore.report.sections import sections
 from usdcore.report.table import Table, to_markdown
@@ -65,7 +65,8 @@ def write_report(run_dir: Path) -> Report:
 def _write_figures(result: Result, run_dir: Path) -> tuple[tuple[Path, ...], tuple[str, ...]]:
     try:
         drawn = structure_figure(result, run_dir / FIGURES / "structure") if result.structure else ()
-        return (*drawn, *dial_figure(result, run_dir / FIGURES / "dial")), ()
+        over_batches = batches_figure(result, run_dir / FIGURES / "batches")
+        return (*drawn, *over_batches, *dial_figure(result, run_dir / FIGURES / "dial")), ()
     except canvas.PlotsMissingError as missing:
         return (), (str(missing),)
 
@@ -104,5 +105,5 @@ def _markdown_table(table: Table) -> Markup:
     return Markup(to_markdown(table))
 
 
-def _inline_svg(path: Path, label: str) -> Markup:
-    return Markup(canvas.inline_svg(path.read_text(encoding="utf-8"), path.stem, label))
+def _inline_svg(path: Path, title: str, words: str) -> Markup:
+    return Markup(canvas.inline_svg(path.read_text(encoding="utf-8"), path.stem, title, words))

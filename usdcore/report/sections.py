@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from usdcore.report import text, words
+from usdcore.report.batches import ALT as BATCHES_ALT
 from usdcore.report.table import Table, headline, latency_at, latency_conditions, latency_sizes
 from usdcore.report.text import NOT_APPLICABLE, NOT_RUN
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Section:
-    """One heading of the report. `figure` is the stem of a file in `figures/`, `alt` what it shows in words."""
+    """One heading of the report. `figure` is the stem of a file in `figures/`, `alt` what it shows in words.
+
+    `folded`: its table has the numbers of the figure; the page shows it on demand, the Markdown leaves it out.
+    """
 
     key: str
     title: str
@@ -23,6 +27,7 @@ class Section:
     table: Table | None = None
     figure: str | None = None
     alt: str = ""
+    folded: bool = False
 
 
 def sections(result: Result) -> tuple[Section, ...]:
@@ -83,7 +88,8 @@ def _evaluation(result: Result) -> Section:
     )
     if not rows:
         return Section("evaluation", "Evaluation over batch sizes", (f"Evaluation over batch sizes: {NOT_RUN}.",))
-    return Section("evaluation", "Evaluation over batch sizes", (sentence,), Table(columns, rows, left=(1, 2, 6)))
+    table = Table(columns, rows, left=(1, 2, 6))
+    return Section("evaluation", "Evaluation over batch sizes", (sentence,), table, "batches", BATCHES_ALT)
 
 
 def _dial(result: Result) -> Section:

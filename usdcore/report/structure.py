@@ -86,13 +86,13 @@ class StructureDrawing:
         noun, colour = UNITS[unit]
         top = middle - BAR / 2
         if kept.kept == 0:
-            _box(axes, (BAR_X, top, BAR_WIDTH), canvas.PAPER, hatched=True)
+            box(axes, (BAR_X, top, BAR_WIDTH), canvas.PAPER, hatched=True)
             backing = {"boxstyle": "square,pad=0.25", "facecolor": canvas.PAPER, "edgecolor": "none"}
             axes.text(BAR_X + BAR_WIDTH / 2, middle, "pruned", ha="center", bbox=backing, **SMALL)
             return
         length = BAR_WIDTH * kept.kept / kept.dense
-        _box(axes, (BAR_X, top, BAR_WIDTH), canvas.GHOST)
-        _box(axes, (BAR_X, top, length), colour)
+        box(axes, (BAR_X, top, BAR_WIDTH), canvas.GHOST)
+        box(axes, (BAR_X, top, length), colour)
         label = f"{kept.kept} of {kept.dense} {noun}"
         if isinstance(kept, KeptAttention) and kept.dims:
             label += f", {sum(kept.dims)} value dims"
@@ -103,17 +103,7 @@ class StructureDrawing:
             _rate(axes, kept.rate, middle)
 
     def _foot(self, axes: Axes, y: float) -> None:
-        entries = (
-            ("attention heads", canvas.ATTENTION),
-            ("FFN hidden neurons", canvas.FEED_FORWARD),
-            ("removed", canvas.GHOST),
-            ("branch pruned", canvas.PAPER),
-        )
-        x = NAME_X
-        for label, colour in entries:
-            _box(axes, (x, y - 0.06, 0.2), colour, height=0.12, hatched=colour == canvas.PAPER)
-            axes.text(x + 0.27, y, label, **SMALL)
-            x += 0.5 + 0.058 * len(label)
+        legend(axes, NAME_X, y)
         if self.gated:
             self._rate_scale(axes, y)
 
@@ -123,7 +113,7 @@ class StructureDrawing:
         left = RATE_X + RATE_WIDTH - width - 0.12
         for i in range(steps):
             # Each step reaches to the end and the next one covers it: boxes side by side would show seams.
-            _box(
+            box(
                 axes, (left + width * i / steps, y - 0.06, width * (1 - i / steps)), _ramp(i / (steps - 1)), height=0.12
             )
         axes.text(left - 0.05, y, "rate 0", ha="right", **SMALL)
@@ -141,18 +131,33 @@ def _rate(axes: Axes, rate: float | None, middle: float) -> None:
     if rate is None:
         axes.text(centre, middle, "no gate", ha="center", **SMALL)
         return
-    _box(axes, (RATE_X, middle - BAR / 2, RATE_WIDTH), _ramp(rate))
+    box(axes, (RATE_X, middle - BAR / 2, RATE_WIDTH), _ramp(rate))
     tone = ON_DEEP if rate > 0.5 else ON_PALE
     axes.text(centre, middle, f"{rate:.2f}", fontsize=7.5, color=tone, va="center", ha="center")
 
 
-def _box(
+def legend(axes: Axes, x: float, y: float) -> None:
+    """What the colours of bars mean, from `x` to the right."""
+    entries = (
+        ("attention heads", canvas.ATTENTION),
+        ("FFN hidden neurons", canvas.FEED_FORWARD),
+        ("removed", canvas.GHOST),
+        ("branch pruned", canvas.PAPER),
+    )
+    for label, colour in entries:
+        box(axes, (x, y - 0.06, 0.2), colour, height=0.12, hatched=colour == canvas.PAPER)
+        axes.text(x + 0.27, y, label, **SMALL)
+        x += 0.5 + 0.058 * len(label)
+
+
+def box(
     axes: Axes,
     place: tuple[float, float, float],
     colour: str,
     height: float = BAR,
     hatched: bool = False,
 ) -> None:
+    """A bar from `place` (left, top, width; inches, y downwards)."""
     from matplotlib.patches import Rectangle
 
     x, y, width = place
