@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from attacks import made, run
+from attacks import made, run, tokens
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -200,6 +201,23 @@ def test_a_plan_with_odd_values_is_refused_or_runs(tmp_path: Path, stated: Any) 
     assert plan.base is not None
     with torch.no_grad():
         model(torch.zeros(2, *plan.base.input_shape))
+
+
+@pytest.mark.parametrize("plugin", list(tokens.RECORDS))
+@cases(40)
+@given(data=st.data())
+def test_records_of_tokens_with_odd_values_are_refused_or_run(tmp_path: Path, plugin: str, data: st.DataObject) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(tokens.model_bytes(plugin))
+    header, tensors = read_tensors(path, "model")
+    stated = json.loads(header.text)
+    stated["records"] = data.draw(altered(lambda: stated["records"]))
+    write_tensors(path, "model", json.dumps(stated), tensors)
+    loaded = attempt(lambda: load_with_plan(path), path)
+    if loaded is not None:
+        with torch.no_grad(), contextlib.suppress(UsdcoreError):
+            loaded[0](torch.zeros(2, *tokens.BASE.input_shape))
+            loaded[0].train()(torch.zeros(2, *tokens.BASE.input_shape))
 
 
 @cases(300)

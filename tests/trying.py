@@ -15,9 +15,13 @@ from usdcore.errors import UsdcoreError
 
 SECONDS, MEGABYTES = 1.0, 300
 TO_DO = re.compile(
-    r"\b(remove|make|made|fetch|give|name|choose|install|check|correct|change|convert|change|use|mend|wait|save)\b"
-    r"|did you mean|valid:|pip install|writes it again|the recipe is that of another run",
+    r"\b(remove|make|made|fetch|give|name|choose|install|check|correct|change|convert|change|use|mend|wait|save|write)\b"
+    r"|did you mean|valid:|pip install|writes it again|the recipe is that of another run|a recipe is far|is no recipe",
     re.IGNORECASE,
+)
+WHERE = re.compile(
+    r"[\w.]+\.(safetensors|pth|json|jsonl|yaml)|figures|checkpoints|/x\b|claims|blocks\.\d|mine "
+    r"|name a package|a module called"
 )
 
 
@@ -41,7 +45,7 @@ def _try_once(attack: Attack, place: Path) -> float:
         text = str(refusal.value)
         assert "\x1b" not in text
         assert len(text) < 2000
-        assert re.search(r"[\w.]+\.(safetensors|pth|json|jsonl|yaml)|figures|checkpoints|/x\b", text), text  # where
+        assert WHERE.search(text), text
         assert TO_DO.search(text), text
     else:
         attack.act(place)

@@ -18,7 +18,10 @@ from usdcore.backbones import with_origin
 from usdcore.construct import at_most, constructor_kwargs, create
 from usdcore.costs import cost
 from usdcore.errors import UsdcoreError, brief
-from usdcore.plans import Base, Plan, parse_plan
+from usdcore.gates import TokenDraw
+from usdcore.hooks import registry
+from usdcore.masking import GroupMask
+from usdcore.plans import Base, Plan, is_token_site, parse_plan
 from usdcore.runner import detach, gating_of
 from usdcore.surgery import shrink
 from usdcore.tensorfile import read_header, read_tensors, write_tensors
@@ -27,7 +30,7 @@ from usdcore.units import find_units
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from usdcore.gates import Gating
+    from usdcore.gates import Draw, ForwardState, Gating
     from usdcore.tensorfile import Entry, Header
 
 __all__ = ["constructor_kwargs", "create", "load", "load_with_plan", "read_plan", "save"]
@@ -81,6 +84,7 @@ def load_with_plan(path: str | Path, device: str | torch.device = "cpu") -> tupl
     if dtype is not None:
         empty.to(dtype)
     _require_fit(path, empty, header)
+    _require_alone(path, plan)
     again, tensors = read_tensors(path, KIND)
     if again.text != header.text:
         msg = f"{path}: was replaced while it was read; give the same command again"
@@ -170,6 +174,17 @@ def _loose(module: nn.Module) -> Iterator[Tensor]:
             yield from (item for item in items if isinstance(item, Tensor))
 
 
+def _require_alone(path: Path, plan: Plan) -> None:
+    """What one strategy must have for itself (the tokens of the model) is not two plugins'."""
+    owner: dict[str, str] = {}
+    for name in sorted({record.plugin for record in plan.attached.values()}):
+        for kind in registry().config("strategy", name).alone:
+            if kind in owner:
+                msg = f"{path}: its plan has both {owner[kind]} and {name} act on the {kind} of the model"
+                raise UsdcoreError(f"{msg}; make the file anew, with one of them")
+            owner[kind] = name
+
+
 def _require_gates_run(path: Path, model: nn.Module, plan: Plan) -> None:
     """A gate of the wrong width, or at a block that is not there, would only show when the model is used."""
     gating = gating_of(model)
@@ -177,16 +192,22 @@ def _require_gates_run(path: Path, model: nn.Module, plan: Plan) -> None:
         return
     shape = (1, *plan.base.input_shape)
     try:
-        seen = _decisions(copy.deepcopy(model).to("meta"), torch.zeros(shape, device="meta"))
+        state = _decided(copy.deepcopy(model).to("meta"), torch.zeros(shape, device="meta"))
     except Exception:  # gates that look at values can't run there
         detach(bare := copy.deepcopy(model))
         if cost(find_units(bare, torch.zeros(shape, device="meta"))).macs > MACS_TO_TRY:
             return
         try:
-            seen = _decisions(copy.deepcopy(model), torch.zeros(shape, dtype=next(model.parameters()).dtype))
+            state = _decided(copy.deepcopy(model), torch.zeros(shape))
         except Exception as error:
             msg = f"{path}: its gates don't run ({brief(f'{type(error).__name__}: {error}', 300)}); make the file anew"
             raise UsdcoreError(msg) from error
+    sizes = _group_sizes(model)
+    for site, draws in state.draws.items():
+        if not all(_fits(site, draw, sizes.get(site, 0)) for draw in draws):
+            msg = f"{path}: what a gate decides at {brief(site)} does not fit there; make the file anew"
+            raise UsdcoreError(msg)
+    seen = set(state.draws) | state.asked & gating.reducers.keys()
     for gate in gating.all():
         idle = [site for site in gate.sites if site not in seen or _is_late(gating, gate.tap, site)]
         if idle:
@@ -202,11 +223,28 @@ def _is_late(gating: Gating, tap: str | None, site: str) -> bool:
 
 
 @torch.no_grad()
-def _decisions(model: nn.Module, images: Tensor) -> set[str]:
-    """The sites that gates decide about in a forward."""
+def _decided(model: nn.Module, images: Tensor) -> ForwardState:
+    """What gates decide in a forward."""
     model(images.to(next(model.parameters()).dtype))
     gating = gating_of(model)
-    return set(gating.state.draws) | gating.state.asked & gating.reducers.keys() if gating is not None else set()
+    assert gating is not None
+    return gating.state
+
+
+def _group_sizes(model: nn.Module) -> dict[str, int]:
+    """How many entries each group has that a gate masks."""
+    masks: list[object] = []
+    for module in model.modules():
+        masks += [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        masks += getattr(module.__dict__.get("forward"), "masks", ())
+    return {mask.group: int(mask.entry_of.max()) + 1 for mask in masks if isinstance(mask, GroupMask)}
+
+
+def _fits(site: str, draw: Draw, size: int) -> bool:
+    """Whether a draw has the shape of its site: a group of `size` entries, a branch or a block (0), or tokens."""
+    if is_token_site(site):
+        return isinstance(draw, TokenDraw)
+    return draw.keep.ndim == 0 or (draw.keep.shape[-1] == size if size else draw.keep.ndim == 1)
 
 
 def _float_type(path: Path, tensors: Iterable[Tensor | Entry]) -> torch.dtype | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from usdcore.errors import UsdcoreError
 from usdcore.gates import Draw, ForwardState, Gate, TokenDraw
 from usdcore.plans import TOKENS
 from usdcore_dynamicvit.predictor import Predictor, best, macs_per_token, sampled
@@ -55,8 +56,11 @@ class PlaceGate(Gate):
         self.read: Tensor | float = float(sizes.read)  # patches per image that the last draw read
 
     def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
-        """One decision for all of its blocks."""
+        """One decision for all of its blocks. Errors: a stream that has no tokens to decide about."""
         assert x_BNC is not None
+        if x_BNC.shape[1] <= self.prefix:
+            msg = f"dynamicvit: {self.tap} is given {x_BNC.shape[1]} tokens, the first {self.prefix} of which always"
+            raise UsdcoreError(f"{msg} stay; give images of the model's own size, or make the file anew")
         earlier = self._earlier(state)
         draw = self._sampled(x_BNC, earlier) if self.training and self.is_learning else self._best(x_BNC, earlier)
         return dict.fromkeys(self.sites, draw)

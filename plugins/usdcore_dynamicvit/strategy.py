@@ -6,7 +6,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from usdcore.check import outputs
 from usdcore.errors import UsdcoreError
@@ -36,6 +36,13 @@ class PlaceRecord(BaseModel):
     read: int = Field(ge=1, le=1_000_000)
     count: int = Field(ge=1, le=1_000_000)
     ratio: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> PlaceRecord:
+        if self.count > self.read or len(set(self.blocks)) < len(self.blocks) or self.before in self.blocks:
+            msg = "a place keeps at most the tokens that it reads, in blocks of its own"
+            raise ValueError(msg)
+        return self
 
 
 class DynamicVit(Strategy):

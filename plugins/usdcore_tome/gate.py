@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from usdcore.errors import UsdcoreError
 from usdcore.gates import Reducer
 from usdcore_tome.matching import destinations, match, merge
 from usdcore_tome.schedule import matching_macs
@@ -34,6 +35,13 @@ class MergeRecord(BaseModel):
     width: int = Field(ge=1, le=1_000_000, description="of a head's keys")
     after: str = Field(min_length=1, max_length=300, description="the attention's branch")
     proportional: bool
+
+    @model_validator(mode="after")
+    def _merges_half_at_most(self) -> MergeRecord:
+        if self.r > (self.tokens - self.prefix) // 2:
+            msg = "at most half of the tokens after the prefix are merged"
+            raise ValueError(msg)
+        return self
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,15 @@ class Merge(Reducer):
         self._macs = int(matching_macs(stated.tokens - stated.prefix, stated.width))
 
     def reduce(self, x_BNC: Tensor, state: ForwardState) -> Tensor:
-        """The tokens that are left, [B, N - r, C]."""
+        """The tokens that are left, [B, N - r, C]. Errors: keys that are those of other tokens."""
         stated, count = self.stated, x_BNC.shape[1]
         r = min(stated.r, (count - stated.prefix) // 2)
+        if r < 1:  # images so small that nothing is left to merge
+            self._macs = 0
+            return x_BNC
+        if state.keys is not None and state.keys.shape[1] != count:
+            msg = f"tome: at {self.sites[0]} there are {count} tokens, and the attention before it had "
+            raise UsdcoreError(f"{msg}{state.keys.shape[1]}: make the file anew, where they are the same")
         before = state.notes.get(NOTE) or Merged(x_BNC.new_ones(x_BNC.shape[:2], dtype=torch.float32), None)
         metric = self._metric(x_BNC, state)
         self._macs = int(matching_macs(count - stated.prefix, metric.shape[-1]))

@@ -83,7 +83,10 @@ class Tome(Strategy):
 
     @classmethod
     def rebuild(cls, record: Attach) -> Merge:
-        """The gate that an attach record states. Errors: a record that is not this plugin's."""
+        """The gate that an attach record states. Errors: a record that is not this plugin's, a site without tokens."""
+        if not record.site.endswith(TOKENS):
+            msg = f"tokens are merged where they enter a branch, and {record.site} is no such site"
+            raise UsdcoreError(msg)
         return Merge(record.site, record.read(MergeRecord))
 
     def _record(self, site: str, stated: MergeRecord) -> Attach:

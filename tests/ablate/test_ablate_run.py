@@ -13,8 +13,8 @@ import torch
 from ablate.small import ABLATION, evaluate_here, planned, pretend, write_small
 from safetensors.torch import load_file
 
-from usdcore.ablate.claims import claimed, holder
 from usdcore.ablate.jobs import Jobs, shard
+from usdcore.ablate.locks import holder, locked
 from usdcore.cli import main
 from usdcore.engine.fit import Fit
 from usdcore.engine.pipeline import run
@@ -155,14 +155,14 @@ def test_a_claimed_run_is_left_alone(
     path, out = write_small(tmp_path), tmp_path / "out"
     _, jobs = planned(path, out / "own")
     monkeypatch.setattr("usdcore.ablate.execute.run", lambda *_: pytest.fail("it was run"))
-    with claimed(jobs.of_row["Taylor", 0].claim) as other:
+    with locked(jobs.of_row["Taylor", 0].lock) as other:
         assert other is None
         assert main(["ablate", str(path), "--out", str(out), "--list", "--json"]) == 0
         states = {row["row"]: row["state"] for row in json.loads(capsys.readouterr().out)["rows"]}
         assert states["Taylor"].startswith(f"running: process {os.getpid()} on ")
         assert main(["ablate", str(path), "--out", str(out), "--row", "Taylor"]) == 0
     assert f"left to another process: Taylor, seed 0: process {os.getpid()}" in capsys.readouterr().err
-    assert holder(jobs.of_row["Taylor", 0].claim) is None
+    assert holder(jobs.of_row["Taylor", 0].lock) is None
 
 
 def test_a_dense_model_that_was_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

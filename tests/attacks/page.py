@@ -32,7 +32,8 @@ What was tried on every file that usdcore reads or writes, and what came of it. 
 ## What is written
 
 Every file is written beside its place, flushed to the disk, and renamed; a line of `metrics.jsonl` is appended whole or
-not at all. A run keeps its newest checkpoint and the one before it, and goes on from the newest that is whole:
+not at all, and a package of `plugins new` appears with all of its files. A run keeps its newest checkpoint and the one
+before it, and goes on from the newest that is whole:
 [resume.md](resume.md) is about runs that were broken off. Model files and checkpoints have a format version and SHA-256
 checksums of header and tensors; the version in a checkpoint is that of the run's `recipe.yaml` and `metrics.jsonl` too.
 The checksums find accidents; they are no signature, and say nothing about who made a file.

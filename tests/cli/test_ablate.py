@@ -39,9 +39,9 @@ def test_a_bad_file_imports_no_torch(tmp_path: Path) -> None:
 def test_list_of_a_shipped_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ablate", TABLE, "--scale", "smoke", "--list", "--json", "--out", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["ablation"], found["scale"], found["runs"], found["left"]) == ("usdc-table-3", "smoke", 6, 6)
+    assert (found["ablation"], found["scale"], found["runs"], found["left"]) == ("usdc-table-3", "smoke", 8, 8)
     assert main(["ablate", TABLE, "--scale", "smoke", "--list", "--out", str(tmp_path)]) == 0
-    assert "6 of 6 runs are left; 6 of them would run here" in capsys.readouterr().out
+    assert "8 of 8 runs are left; 8 of them would run here" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_shards_of_a_listing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert main(["ablate", TABLE, "--scale", "smoke", *shown]) == 0
         rows = json.loads(capsys.readouterr().out)["rows"]
         here.append({row["folder"] for row in rows if row["here"] and not row["row"].startswith("(")})
-    assert len(here[0]) == len(here[1]) == 3
+    assert len(here[0]) == len(here[1]) == 4
     assert not here[0] & here[1]
 
 

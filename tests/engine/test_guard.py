@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import finished, write_tiny
-from zoo import INPUT
+from zoo import INPUT, KINDS
 
 from usdcore.engine import fit as fitting
 from usdcore.engine.data import DataSets
@@ -20,6 +20,7 @@ from usdcore.engine.keep import Epochs
 from usdcore.engine.log import RunLog
 from usdcore.errors import UsdcoreError
 from usdcore.gates import Draw, ForwardState, Gate
+from usdcore.hooks import registry
 from usdcore.recipe import TrainConfig
 from usdcore.session import Session
 from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext, Strategy
@@ -175,6 +176,58 @@ def test_bad_images_are_not_blamed_on_the_model(vit: torch.nn.Module, tmp_path: 
     fit = make_fit(vit, lambda gate, ctx: gate.logit.sum(), tmp_path, Items(bad=3))
     with pytest.raises(BadNumbers, match="the images of this step hold values that are not finite"):
         fit.run(Nobody())
+
+
+def _worst(strategy: Any) -> torch.nn.Parameter:
+    """A weight of the gate of the last block that has one."""
+    *_, gate = (gate for gate in strategy.gates.values() if list(gate.parameters()))
+    *_, weight = gate.parameters()
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        (
+            "dynamicvit",
+            {"keep_ratio": 0.5, "frozen_epochs": 0},
+            "the value of the gate of dynamicvit at blocks.2:tokens",
+        ),
+        ("adavit", {"target": 0.8}, "the value of the gate of adavit at blocks.2:tokens"),
+        ("usdc-dynamic", {"gate_network": "G1"}, "the value of the gate of usdc-dynamic at blocks.2.attn"),
+        ("usdc-static", {}, "the value of the gate of usdc-static at blocks."),
+        ("uvc", {"skip": "block"}, "the value of the gate of uvc at blocks.0 is"),
+    ],
+)
+def test_every_gate_is_named_with_its_site(
+    vit: torch.nn.Module, tmp_path: Path, name: str, options: dict[str, Any], words: str
+) -> None:
+    """Tokens, heads, branches and whole blocks: one weight of a gate goes bad after the second step."""
+    session = Session(vit, torch.zeros(1, *INPUT), Budget("macs", 0.8, 4, "sample"))
+    config = registry().config("strategy", name).model_validate({"use": name, **options})
+    strategy = registry().load("strategy", name)(config)
+    session.begin_phase([strategy])
+    items, shape = Items(), SimpleNamespace(batch_size=4, workers=0, augment="none")
+    around = fitting.Surroundings(
+        DataSets(items, items, items, 7, 3, "noise", "0"),
+        shape,  # type: ignore[arg-type]
+        0,
+        torch.device("cpu"),
+        RunLog(tmp_path / "metrics.jsonl"),
+        contextlib.nullcontext,
+    )
+    session.load_dense = lambda: KINDS["vit"]()
+    fit = fitting.Fit(session, fitting.Stage("search", 2, TrainConfig(lr=1e-3), 0), around, [strategy])
+
+    class Poison(Nobody):
+        def after_step(self, fit: fitting.Fit) -> None:
+            if fit.state.step == 2:
+                with torch.no_grad():
+                    _worst(strategy).fill_(NAN)
+
+    with pytest.raises(BadNumbers, match=r"phase search, epoch 1, step 3: ") as caught:
+        fit.run(Poison())
+    assert words in str(caught.value)
 
 
 def test_bad_weights_are_named(vit: torch.nn.Module, tmp_path: Path) -> None:

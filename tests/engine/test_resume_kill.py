@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from breaking import harness
+from breaking import broken_off, harness
 from tiny import finished, write_tiny
 
 ON_THE_WAY = [
@@ -18,22 +14,6 @@ ON_THE_WAY = [
     ("in surgery, between two slices", 4, "SIGKILL", -9, "search"),
     ("in a checkpoint's write, before a rename", 5, "SIGKILL", -9, "finetune"),
 ]
-
-
-def broken_off(recipe: Path, out: Path, moment: Any) -> int:
-    """In a fork of this process, which has imported everything already; returns its exit code."""
-    process = multiprocessing.get_context("fork").Process(target=_break_off, args=(str(recipe), str(out), moment))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # later Pythons warn of forks beside threads
-        process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
-
-
-def _break_off(recipe: str, out: str, moment: Any) -> None:
-    torch.set_num_threads(1)
-    sys.exit(harness.child(recipe, out, moment, 0.0))
 
 
 def test_broken_off_three_times_on_the_way(tmp_path: Path) -> None:

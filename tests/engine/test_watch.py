@@ -1,4 +1,6 @@
-"""A branch that is off in every step of an epoch, and a group at its minimum, are seen; others are not."""
+"""A branch or a block that is off in every step of an epoch, a group at its minimum, and tokens that are all left out
+are seen; others are not.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import torch
 from zoo import INPUT
 
 from usdcore.engine.watch import Watch
-from usdcore.gates import Draw, ForwardState, Gate
+from usdcore.gates import Draw, ForwardState, Gate, TokenDraw
 from usdcore.session import Session
 from usdcore.strategy import Attachment, Budget, Strategy
 
@@ -95,6 +97,57 @@ def test_it_goes_on_within_an_epoch(watched: tuple[Session, Scripted], cut: int)
                 watch.look()
         assert [found["site"] for found in second.epoch()] == ([] if keep else ["blocks.0.attn"])
         first.epoch()
+
+
+class Blocks(Gate):
+    """Decides about a whole block, and about the tokens of two others; those it keeps are the first `left`."""
+
+    sites = ("blocks.0", "blocks.1:tokens", "blocks.2:tokens")
+    tap = "blocks.0"
+    scope = "token"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep, self.left = torch.ones(()), 9
+
+    def draw(self, x_BNC: torch.Tensor | None, state: ForwardState) -> dict[str, Draw]:
+        assert x_BNC is not None
+        keep = (torch.arange(x_BNC.shape[1]) < self.left).float().expand(len(x_BNC), -1)
+        tokens = TokenDraw(keep)
+        return {"blocks.0": Draw(self.keep), "blocks.1:tokens": tokens, "blocks.2:tokens": tokens}
+
+
+@pytest.mark.parametrize(
+    ("keeps", "found"),
+    [
+        ([(1, 9), (0, 1), (0, 1)], []),
+        ([(0, 1), (0, 1), (0, 2)], ["blocks.0"]),
+        ([(0, 2), (0, 1), (1, 1)], []),
+        ([(1, 1), (0, 1), (0, 1)], ["blocks.1:tokens"]),
+        ([(0, 1)] * 5, ["blocks.0", "blocks.1:tokens"]),
+    ],
+)
+def test_blocks_and_tokens(vit: torch.nn.Module, keeps: list[tuple[int, int]], found: list[str]) -> None:
+    """The class token always stays; tokens are said once, though they are gone from two blocks."""
+    session = Session(vit, torch.zeros(1, *INPUT), Budget("macs", 0.9, 4))
+
+    class Put(Strategy):
+        def attach(self, site: Attachment) -> None:
+            site.gate("model", Blocks())
+
+    put = Put(SimpleNamespace(use="put"))
+    session.begin_phase([put])
+    session.model.train()
+    gate, watch = put.gates["model"], Watch(session)
+    for keep, left in keeps:
+        gate.keep, gate.left = torch.tensor(float(keep)), left
+        session.model(torch.zeros(4, *INPUT))
+        watch.look()
+    texts = {one["site"]: one["text"] for one in watch.epoch()}
+    assert list(texts) == found
+    assert texts.get("blocks.0", "put kept blocks.0 off in every step, so it learned nothing").startswith("put kept")
+    words = "put left no patch of any image at blocks.1:tokens in any step"
+    assert texts.get("blocks.1:tokens", words) == words
 
 
 def test_without_gates_there_is_nothing_to_see(vit: torch.nn.Module) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from usdcore.ablate.loading import at_scale, read_ablation
 from usdcore.cli import main
 from usdcore.errors import UsdcoreError
 from usdcore.recipe import RecipeError, dump_recipe, read_recipe, recipe_sha256
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 SECONDS = 5.0
 """Of processor time, for reading one recipe."""
+TABLE_SECONDS = 30.0
+"""For a table with all of its rows at all of its scales, and for listing it."""
 LONGEST = 60_000
 """Characters of a message."""
 LARGEST = 256
@@ -64,6 +67,38 @@ def read(case: Case) -> LoadedRecipe | None:
             msg = f"reading took {took:.1f} s"
             raise Broken(msg)
     return loaded
+
+
+def check_table(case: Case, folder: Path) -> bool:
+    """The case as a table of recipes, at each of its scales; listed by the command where it is good. Returns whether it
+    is. Errors: `Broken`.
+    """
+    write(case, folder)
+    with inside(folder):
+        started = time.process_time()
+        try:
+            loaded = read_ablation(case.main)
+            for scale in loaded.ablation.scales:
+                at_scale(loaded, scale, case.overrides)
+        except RecipeError as error:
+            _check_message(str(error))
+            _check_places(error)
+            is_good = False
+        except Exception as error:
+            msg = f"reading a table raised {type(error).__name__}: {error}"
+            raise Broken(msg) from error
+        else:
+            is_good = True
+            check_command(["ablate", "--list", "--json", *_sets(case), "--", case.main], good=True)
+        took = time.process_time() - started
+        if took > TABLE_SECONDS:
+            msg = f"reading a table took {took:.1f} s"
+            raise Broken(msg)
+    return is_good
+
+
+def _sets(case: Case) -> list[str]:
+    return [part for override in case.overrides for part in ("--set", override)]
 
 
 def check_dump(loaded: LoadedRecipe) -> None:
@@ -112,7 +147,7 @@ def check(case: Case, folder: Path) -> bool:
         loaded = read(case)
         if loaded is not None:
             check_dump(loaded)
-        sets = [part for override in case.overrides for part in ("--set", override)]
+        sets = _sets(case)
         for command in ("validate", "show") if loaded is not None else ("validate",):
             check_command(["recipe", command, *sets, "--", case.main], good=loaded is not None)
         if loaded is not None:
@@ -165,7 +200,7 @@ def check_plan(text: str, folder: Path) -> bool | None:
         return None
     out, err = _Terminal(), _Terminal()
     with inside(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["plan", "x.yaml"])
+        code = main(["plan", "x.yaml", "--probe", "0"])
     if code == 0:
         return True
     message = err.getvalue().removeprefix("error: ").removesuffix("\n")

@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 import random
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from usdcore.recipe.emit import emit
 from usdcore.recipe.tree import plain
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"paper", "compare"}  # of tables: tests/ablate has those
-SHIPPED = {path: path.read_text() for path in sorted(ROOT.glob("recipes/**/*.yaml")) if not FOLDERS & set(path.parts)}
+TO_FOLDER = re.compile(r'\b((?:extends|base): "?)[\w./]*/')
+"""What leads from a shipped file to a file elsewhere: in a case all files lie in one folder."""
+IS_TABLE = re.compile(r"^rows:", re.MULTILINE)
+ALL = [(path.name, TO_FOLDER.sub(r"\1", path.read_text())) for path in sorted(ROOT.glob("recipes/**/*.yaml"))]
+TABLES = {name: text for name, text in ALL if IS_TABLE.search(text)}
+SHIPPED = {name: text for name, text in ALL if not IS_TABLE.search(text)}
 SMALL = (ROOT / "recipes/quickstart.yaml").read_text()
 """The recipe whose model is small enough to be made."""
 
@@ -47,6 +52,9 @@ OPTIONS = (
     "heads", "hidden", "branches", "relaxation", "hard", "tau", "noise", "init_keep", "lr", "mix", "target", "ramp",
     "use",
     "resource_weight", "gate_network", "space", "split", "shuffle", "attention", "ffn", "init_logit", "commit_at",
+    "keep_ratio", "places", "ratio_weight", "kl_weight", "token_weight", "frozen_epochs", "host_lr", "fixed", "r",
+    "inflection", "proportional", "layers", "tokens", "keep_layers", "head_target", "token_target", "threshold",
+    "importance", "scope", "width", "seed", "keep_first", "skip", "dims", "kind", "alpha", "teacher",
 )  # fmt: skip
 
 
@@ -81,13 +89,33 @@ def case(seed: int) -> Case:
     return made
 
 
-def _extended(path: Path) -> dict[str, bytes]:
+def table_case(seed: int) -> Case:
+    """The same of a table of recipes, with the recipes that it changes beside it."""
+    rng = random.Random(f"table {seed}")
+    text = TABLES[rng.choice(list(TABLES))]
+    made = Case(dict(COMPANIONS))
+    for name in sorted(set(re.findall(r'base: "?([\w.]+)', text))):
+        made.files |= {name: SHIPPED[name].encode(), **_extended(name)}
+    kind = rng.choice(("lines", "tree", "tree", "tree", "bytes", "base"))
+    if kind == "base":
+        name = rng.choice([name for name in made.files if name not in COMPANIONS])
+        made.files[name] = _written(_tree(rng, made.files[name].decode()), rng).encode(errors="surrogatepass")
+    elif kind == "tree":
+        text = _written(_tree(rng, text), rng)
+    elif kind == "lines":
+        text = _lines(rng, text)
+    content = text.encode(errors="surrogatepass")
+    made.files["x.yaml"] = _bytes(rng, content) if kind == "bytes" else content
+    made.overrides = _overrides(rng, text) if rng.random() < 0.1 else []
+    return made
+
+
+def _extended(name: str) -> dict[str, bytes]:
     """What a shipped recipe extends, and what that does."""
-    listed = _parsed(SHIPPED[path]).get("extends", [])
+    listed = _parsed(SHIPPED[name]).get("extends", [])
     found: dict[str, bytes] = {}
-    for name in [listed] if isinstance(listed, str) else listed:
-        parent = (path.parent / name).resolve()
-        found |= {name: SHIPPED[parent].encode(), **_extended(parent)}
+    for parent in [listed] if isinstance(listed, str) else listed:
+        found |= {parent: SHIPPED[parent].encode(), **_extended(parent)}
     return found
 
 

@@ -1,4 +1,7 @@
-"""Many cases by hand, without torch: ``python tests/fuzz/run.py 50000 [FIRST_SEED]``. Prints every case that breaks."""
+"""Many cases by hand, without torch: ``python tests/fuzz/run.py 50000 [FIRST_SEED]``. Prints every case that breaks.
+
+One in twenty-five is a table of recipes, of which each has dozens.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fuzz.drive import Broken, check
-from fuzz.mutate import case
+from fuzz.drive import Broken, check, check_table
+from fuzz.mutate import case, table_case
 
 HANGS_AFTER = 60
 """Seconds; then where it hangs is printed, and the process ends."""
 REPORT = 5000
 """Cases between two lines."""
+TABLES = 25
 MEMORY = 4 * 2**30
 MIB = 1024
 
@@ -29,7 +33,8 @@ def run(cases: int, first: int) -> int:
         faulthandler.dump_traceback_later(HANGS_AFTER, exit=True)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                good += check(case(seed), Path(folder))
+                is_table = seed % TABLES == 0
+                good += check_table(table_case(seed), Path(folder)) if is_table else check(case(seed), Path(folder))
             except Broken as error:
                 broken += 1
                 print(f"seed {seed}: {str(error)[:1500]}", flush=True)

@@ -1,4 +1,6 @@
-"""No recipe does anything but load or give a clean error. `USDCORE_FUZZ_CASES` says how many are tried."""
+"""No recipe, and no table of recipes, does anything but load or give a clean error. `USDCORE_FUZZ_CASES` says how many
+are tried.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz.drive import Broken, check, check_dump, check_plan, inside, read
+from fuzz.drive import Broken, check, check_dump, check_plan, check_table, inside, read
 from fuzz.heavy import HEAVY
-from fuzz.mutate import Case, small_tree
+from fuzz.mutate import SHIPPED, TABLES, Case, small_tree
 from fuzz.recipes import recipes
 from hypothesis import HealthCheck, event, given, settings
 
@@ -25,6 +27,13 @@ from usdcore.recipe.tree import Origin
 CASES = int(os.environ.get("USDCORE_FUZZ_CASES", "2000"))
 FIRST = int(os.environ.get("USDCORE_FUZZ_SEED", "0"))
 HERE = Path(__file__).parent
+
+
+def test_every_shipped_recipe_is_among_them() -> None:
+    there = {path.name for path in HERE.parents[1].glob("recipes/**/*.yaml")}
+    assert SHIPPED.keys() | TABLES.keys() == there
+    assert {"methods.yaml", "usdc_table1.yaml"} <= TABLES.keys()
+    assert any("dynamicvit" in text for text in SHIPPED.values())
 
 
 def test_mutated_recipes() -> None:
@@ -93,3 +102,12 @@ def test_what_the_driver_calls_broken(monkeypatch: pytest.MonkeyPatch, error: Ex
     monkeypatch.setattr("fuzz.drive.read_recipe", broken)
     with pytest.raises(Broken, match=said):
         read(Case({}))
+
+
+def test_what_the_driver_calls_broken_of_tables(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr("fuzz.drive.read_ablation", broken)
+    with pytest.raises(Broken, match="reading a table raised KeyError"):
+        check_table(Case({"x.yaml": b""}), folder)

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from usdcore.ablate.claims import claimed
 from usdcore.ablate.handing import hand_on
+from usdcore.ablate.locks import locked
 from usdcore.engine.pipeline import run
 from usdcore.errors import BudgetMissed, UsdcoreError
 from usdcore.files import write_atomic
@@ -69,7 +69,7 @@ class _Executor:
 
     def _try(self, job: Job) -> None:
         """Run one and take it off the list, unless its dense model is still being trained elsewhere."""
-        with claimed(job.claim) as other:
+        with locked(job.lock) as other:
             if other is not None:
                 self.outcome.elsewhere.append(f"{job.name}, seed {job.seed}: {other}")
             elif job.state in ("begun", "not run"):
@@ -82,7 +82,7 @@ class _Executor:
         """Whether a run's dense model is there, or can't be; trains it unless another process does."""
         if stem.key in self.outcome.failed or stem.state in ("done", "missed"):
             return True
-        with claimed(stem.claim) as other:
+        with locked(stem.lock) as other:
             if other is None:
                 if stem.state in ("begun", "not run"):
                     self.say(f"dense model of seed {stem.seed}, for all rows that start from it")

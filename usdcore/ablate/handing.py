@@ -6,13 +6,13 @@ training does not depend on what a run does later. So a row that starts here equ
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from usdcore.ablate.jobs import plain_phases
 from usdcore.engine.checkpoint import Checkpoints
 from usdcore.errors import UsdcoreError
 from usdcore.files import whole_lines, write_atomic
+from usdcore.jsontext import parse_json
 from usdcore.recipe import dump_recipe, recipe_sha256
 
 if TYPE_CHECKING:
@@ -28,11 +28,16 @@ def hand_on(stem: Path, folder: Path, recipe: Recipe) -> None:
     """
     number = len(plain_phases(recipe))
     state, path, _ = Checkpoints(stem / "checkpoints").read()
-    facts, lines = state["facts"], _lines(stem, number)
-    if state["fit"] is not None or state["model"] is None or len(facts["phases"]) < number or lines is None:
+    lines = _lines(stem, number)
+    try:
+        facts = {"phases": state["facts"]["phases"][:number], "warnings": state["facts"]["warnings"]}
+        seconds = sum(phase["seconds"] for phase in facts["phases"])
+        is_end = state["fit"] is None and state["model"] is not None and len(facts["phases"]) == number
+    except (LookupError, TypeError):  # of something else, under right checksums
+        is_end = False
+    if not is_end or lines is None:
         msg = f"{path}: not the end of a dense training; remove {stem} and give the same command again"
         raise UsdcoreError(msg)
-    phases = facts["phases"][:number]
     write_atomic(folder / "metrics.jsonl", b"".join(lines))
     write_atomic(folder / "recipe.yaml", dump_recipe(recipe).encode())
     Checkpoints(folder / "checkpoints").write(
@@ -40,21 +45,25 @@ def hand_on(stem: Path, folder: Path, recipe: Recipe) -> None:
             **state,
             "recipe_sha256": recipe_sha256(recipe),
             "stage": number,
-            "facts": {"phases": phases, "warnings": facts["warnings"]},
+            "facts": facts,
             "carried": None,
             "strategies": {},
             "lines": len(lines),
-            "seconds": sum(phase["seconds"] for phase in phases),
+            "seconds": seconds,
         }
     )
 
 
 def _lines(stem: Path, number: int) -> list[bytes] | None:
-    """What the stem wrote until the end of so many phases; None where that is not there."""
+    """What the stem wrote until the end of so many phases; None where that is not there. Errors: lines of something
+    else.
+    """
     found: list[bytes] = []
-    for line in whole_lines(stem / "metrics.jsonl"):
+    file = stem / "metrics.jsonl"
+    for line in whole_lines(file):
         found.append(line)
-        if json.loads(line).get("event") == "phase":
+        stated = parse_json(line, str(file))
+        if isinstance(stated, dict) and stated.get("event") == "phase":
             number -= 1
             if number == 0:
                 return found

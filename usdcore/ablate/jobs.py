@@ -51,9 +51,9 @@ class Job:
         return there[0] if there else self.pool / f"{slug(self.name)}{tail}"
 
     @property
-    def claim(self) -> Path:
+    def lock(self) -> Path:
         """The file that a process holds while it works on this run."""
-        return self.pool / "claims" / f"{self.key[: 2 * _KEY]}.json"
+        return self.pool / "locks" / f"{self.key[: 2 * _KEY]}.json"
 
     def result(self) -> Result | None:
         """What it found; None where it is not finished, or wrote what can't be read."""

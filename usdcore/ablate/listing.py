@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from usdcore.ablate.claims import holder
+from usdcore.ablate.locks import holder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,7 @@ def _lines(table: Table, jobs: Jobs, here: set[str]) -> Iterator[dict[str, Any]]
 
 
 def _line(name: str, job: Job, seed: int, *, is_here: bool) -> dict[str, Any]:
-    other = holder(job.claim) if job.state in ("begun", "not run") else None
+    other = holder(job.lock) if job.state in ("begun", "not run") else None
     state = job.state if other is None else f"running: {other}"
     return {"row": name, "seed": seed, "state": state, "here": "yes" if is_here else "", "folder": str(job.folder)}
 

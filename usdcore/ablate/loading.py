@@ -19,7 +19,7 @@ from usdcore.hooks.reference import KINDS
 from usdcore.recipe.explain import explain
 from usdcore.recipe.loading import validated
 from usdcore.recipe.problems import Problem, RecipeError
-from usdcore.recipe.sources import apply_overrides, read_tree
+from usdcore.recipe.sources import apply_overrides, is_there, read_tree
 from usdcore.recipe.tree import Node, closest, find, plain
 
 if TYPE_CHECKING:
@@ -201,8 +201,8 @@ class _Maker:
         node = find(self.loaded.written, place)
         assert node is not None
         path = Path(os.path.normpath(Path(node.origin.file).parent / str(node.value)))
-        if not path.is_file():
-            near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        if not is_there(Path.is_file, path):
+            near = sorted(p.name for p in path.parent.glob("*.yaml")) if is_there(Path.is_dir, path.parent) else []
             hint = nearest(path.name, near) if near else "check the path, which counts from this file"
             noted.append(Problem(node.origin, place, f"there is no file {path}; {hint}"))
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from usdcore.errors import UsdcoreError, nearest
+from usdcore.files import write_atomic
 from usdcore.hooks import KINDS, registry
 from usdcore.hooks.reference import tag_of
 from usdcore.recipe.emit import flow
@@ -48,14 +49,7 @@ def write_pages(folder: Path, distribution: str) -> list[Path]:
         msg = f"{distribution} registers one name for two kinds, and a page can't be of both; rename one"
         raise UsdcoreError(msg)
     pages["README.md"] = contents([entry for _, entry in found], distribution)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in pages.items():
-            (folder / name).write_text(text)
-    except OSError as error:
-        msg = f"{folder}: can't be written ({error.strerror}); choose another folder with --out"
-        raise UsdcoreError(msg) from None
-    return [folder / name for name in pages]
+    return [write_atomic(folder / name, text.encode()) for name, text in pages.items()]
 
 
 def _entries(distribution: str) -> Iterator[tuple[PluginRecord, Registration]]:

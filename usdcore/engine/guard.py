@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from usdcore.engine.drawn import drawn_at
 from usdcore.runner import CHILD
 
 if TYPE_CHECKING:
@@ -136,6 +137,8 @@ def find_cause(session: Session, images: Tensor, forward: Callable[[], Mapping[s
         parts.append(f"the weights {weight} are not finite")
     elif gates:
         parts.append(f"the value of {gates[0]} is not finite")
+    elif weight is not None:
+        parts.append(f"the weights of {_parameter(weight)} are not finite")
     if bad and len(bad) < len(terms):
         parts.append(" and ".join(f"{_term(session, name)} is {float(terms[name].detach())}" for name in bad))
     elif bad:
@@ -166,9 +169,10 @@ def bad_gates(session: Session) -> list[str]:
     found = []
     for key, gate in gating.gates.items():
         strategy = key.partition("@")[0].replace("/", ".")
-        side = gating.state.static if gate.scope == "static" else gating.state.dynamic
-        sites = [site for site in gate.sites if site in side and not _finite(side[site])]  # type: ignore[union-attr]
-        found += [f"the gate of {strategy} at {site}" for site in sites]
+        for site in gate.sites:  # type: ignore[union-attr]
+            keep = drawn_at(gating, key, site)
+            if keep is not None and not _finite(keep):
+                found.append(f"the gate of {strategy} at {site}")
     return found
 
 

@@ -1,5 +1,5 @@
-"""Gates that collapse: a branch that is off in every step of an epoch does not learn, and a group at its minimum has
-nothing left to choose.
+"""Gates that collapse: a branch that is off in every step of an epoch does not learn, a group at its minimum has
+nothing left to choose, and where every patch is left out a block sees no image.
 
 Each step's draws are there already. A site is looked at until it was seen on: at steps 1, 2, 4, 8, ... of an epoch the
 maxima (over all processes) are read and the sites that were on are left alone, so nearly every step looks at nearly
@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from usdcore.engine.drawn import drawn_at
 from usdcore.engine.processes import ALONE
+from usdcore.errors import UsdcoreError
+from usdcore.plans import is_token_site
+from usdcore.tokens import prefix_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +31,7 @@ ON = 0.5
 
 class Watch:
     """Over one epoch, the largest number of entries that each gate's site had on; 1 is a group's minimum, 0 a
-    branch's.
+    branch's, and that of tokens the class, distillation and register tokens.
     """
 
     def __init__(self, session: Session, processes: Processes = ALONE) -> None:
@@ -64,6 +68,8 @@ class Watch:
             if site in self.session.units.groups:
                 kind = self.session.units.groups[site].kind
                 text = f"{strategy} kept at most {int(most)} of the {kind} of {site.rpartition(':')[0]} in every step"
+            elif is_token_site(site):
+                text = f"{strategy} left no patch of any image at {site} in any step"
             else:
                 text = f"{strategy} kept {site} off in every step, so it learned nothing"
             found.append({"strategy": strategy, "site": site, "text": text})
@@ -89,25 +95,34 @@ class Watch:
             self.most = dict(zip(self.most, largest.unbind(), strict=True))
 
     def _places(self, gating: Gating) -> list[tuple[str, str]]:
-        groups = self.session.units.groups
-        return [
-            (key, site)
-            for key, gate in gating.gates.items()
-            for site in gate.sites  # type: ignore[union-attr]
-            if site not in groups or groups[site].size > 1
-        ]
+        groups, places = self.session.units.groups, []
+        for key, gate in gating.gates.items():
+            sites: tuple[str, ...] = gate.sites  # type: ignore[assignment]
+            tokens = [site for site in sites if is_token_site(site)]
+            left_out = tokens[1:]  # a gate of several blocks says the same at each of them
+            places += [(key, s) for s in sites if s not in left_out and (s not in groups or groups[s].size > 1)]
+        return places
 
     def _least(self, site: str) -> int:
-        return 1 if site in self.session.units.groups else 0
+        if not is_token_site(site):
+            return 1 if site in self.session.units.groups else 0
+        name = site.rpartition(":")[0]
+        for block in self.session.units.blocks:
+            if name == block.name or name in block.units:
+                try:
+                    return prefix_tokens(self.session.model, block)
+                except UsdcoreError:  # the gate knows, the model does not tell
+                    return 0
+        return 0
 
     def _on(self, gating: Gating, key: str, site: str) -> Tensor | None:
         """Entries on in this step (the most of any sample), shape []; None for a gate or site that is gone."""
-        if key not in gating.gates:
+        keep = drawn_at(gating, key, site)
+        if keep is None:
             return None
-        side = gating.state.static if gating.gates[key].scope == "static" else gating.state.dynamic
-        if site not in side:
-            return None
-        on, group = (side[site].detach() > ON).float(), self.session.units.groups.get(site)
+        on, group = (keep.detach() > ON).float(), self.session.units.groups.get(site)
+        if is_token_site(site):
+            return on.sum(dim=-1).max()
         if group is None:
             return on.max()
         return on.sum(dim=-1).max() if on.ndim else on * group.size

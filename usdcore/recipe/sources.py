@@ -72,7 +72,7 @@ class _Reader:
         return parents
 
     def _text(self, path: FilePath, asked_at: Origin) -> str:
-        if not _is(FilePath.is_file, path):
+        if not is_there(FilePath.is_file, path):
             at, key = (asked_at, ("extends",)) if asked_at.line else (Origin(str(path)), ())
             self._stop(at, _absent(path), key)
         try:
@@ -102,7 +102,7 @@ def _real(path: FilePath) -> str:
         return str(path)
 
 
-def _is(question: Callable[[FilePath], bool], path: FilePath) -> bool:
+def is_there(question: Callable[[FilePath], bool], path: FilePath) -> bool:
     """Whether a path is a file or a folder; a name that no file can have is neither."""
     try:
         return question(path)
@@ -113,11 +113,11 @@ def _is(question: Callable[[FilePath], bool], path: FilePath) -> bool:
 def _absent(path: FilePath) -> str:
     """Why there is nothing to read."""
     name = brief(str(path), _LONGEST_NAME)
-    if _is(FilePath.is_dir, path):
+    if is_there(FilePath.is_dir, path):
         return f"{name} is a folder, not a file; name the recipe inside it"
-    if _is(FilePath.exists, path):
+    if is_there(FilePath.exists, path):
         return f"{name} is no ordinary file; name a recipe"
-    near = sorted(p.name for p in path.parent.glob("*.yaml")) if _is(FilePath.is_dir, path.parent) else []
+    near = sorted(p.name for p in path.parent.glob("*.yaml")) if is_there(FilePath.is_dir, path.parent) else []
     return f"there is no file {name}; {nearest(path.name, near) if near else 'check the path'}"
 
 

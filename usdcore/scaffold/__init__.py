@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
+import secrets
 import shutil
 import sys
 from pathlib import Path
@@ -23,20 +24,26 @@ _LONGEST = 50
 def write_package(name: str, folder: Path) -> list[Path]:
     """Write a package with a strategy called `name` into `folder`/`name`; returns the files, in order.
 
-    Errors: a name that can't be one, that is taken, or a folder that is there already. Then nothing is written.
+    They are written aside and appear at once. Errors: a name that can't be one, that is taken, or a folder that is
+    there already. Then nothing is written.
     """
     _require_name(name)
     root = folder / name
-    if root.exists():
+    if root.exists() or root.is_symlink():
         msg = f"{root} is there already, and nothing in it was changed; choose another name, or move it away"
         raise UsdcoreError(msg)
     texts = {path: _filled(template.read_text(), _values(name)) for path, template in _files(name).items()}
+    beside = folder / f".{name}.{secrets.token_hex(8)}.aside"
     try:
-        return [_written(root / path, text) for path, text in texts.items()]
+        for path, text in texts.items():
+            _write(beside / path, text)
+        beside.rename(root)  # refused where somebody else has put files there meanwhile
     except OSError as error:
-        shutil.rmtree(root, ignore_errors=True)
         msg = f"{root} can't be written ({error.strerror}); choose another folder"
         raise UsdcoreError(msg) from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return [root / path for path in texts]
 
 
 def _require_name(name: str) -> None:
@@ -84,7 +91,6 @@ def _filled(text: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], text)
 
 
-def _written(path: Path, text: str) -> Path:
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    return path
