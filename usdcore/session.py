@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from usdcore.check import outputs, require_neutral
-from usdcore.costs import Cost, Tree, cost, fewest
+from usdcore.costs import Cost, Tree, cost
 from usdcore.decisions import require_met, require_no_reader, scores_of
 from usdcore.errors import UsdcoreError
 from usdcore.gates import Gating
@@ -34,12 +34,12 @@ from usdcore.nesting import continued
 from usdcore.owngroups import extended
 from usdcore.plans import Drop, Plan
 from usdcore.projection import Limits, Projection, Projector
+from usdcore.reach import least_left, require_reachable
 from usdcore.runner import attach, detach, gating_of
 from usdcore.steps import rounded_sizes
 from usdcore.strategy import Attachment, Budget, ParameterGroup, StepContext, Strategy, unchanged
 from usdcore.surgery import attach_plan, kept_positions, shrink_found
 from usdcore.teachers import Teacher, primary
-from usdcore.tokens.blocks import fewest_tokens
 from usdcore.units import find_units
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class Session:
         deciding = [s for s in strategies if not s.gates and type(s).decide is not Strategy.decide and s.shrinks]
         silent = [s for s in deciding if s not in site.deciding]
         if (len(gating.gates) or site.deciding) and strategies and not silent:
-            self._check_reachable()
+            require_reachable(self.least(), self.budget)
 
     def begin_step(
         self,
@@ -240,7 +240,9 @@ class Session:
         scores = scores_of(decisions)
         sizes = rounded_sizes(self.units, scores, self.budget.round_to)
         sizes |= {name: allowed for decision in decisions for name, allowed in decision.sizes.items()}
-        projection = self._project(scores, execution, drops, sizes)
+        bounds = [self.budget.static, *(decision.static for decision in decisions)]
+        static_share = min((bound for bound in bounds if bound is not None), default=None)
+        projection = self._project(scores, execution, drops, sizes, static_share)
         if projection is None:
             static: list[Keep | Drop] = [Drop(branch=name) for name in drops]
             is_dynamic = execution.is_dynamic and self.budget.metric == "macs"
@@ -332,11 +334,12 @@ class Session:
         execution: Execution,
         drops: tuple[str, ...],
         sizes: dict[str, tuple[int, ...]],
+        static_share: float | None,
     ) -> Projection | None:
         if not scores:
             return None
         spare = self._gate_cost()
-        static = None if self.budget.static is None else self.budget.static * self.dense_total - spare
+        static = None if static_share is None else static_share * self.dense_total - spare
         tree = self._tree.with_tokens(execution.tokens) if self._tree.prices else self._tree
         projector = Projector(self.units, tree, scores, execution.rates, sizes)
 
@@ -370,29 +373,8 @@ class Session:
             strategy.gates = {r.site: cast("Gate", gating.gates[r.key]) for r in own} if gating else {}
 
     def least(self) -> float:
-        """The least share of the dense model that can be reached now: all off that gates may touch, and the fewest left
-        of what strategies decide about without.
-        """
-        gates = list(self.gating.all()) if self.gating is not None else []
-        counted = [gate for gate in gates if self.budget.metric == "macs" or gate.scope == "static"]
-        blocks = {block.name: block.units for block in self.units.blocks}
-        sites = {own for gate in counted for site in gate.sites for own in blocks.get(site, (site,))}
-        groups = fewest(self.units, sites) | self._fewest
-        branches = {name: 0 for name in sites if name in self.units.branches}
-        tree = self._tree
-        if self.gating is not None and self._tree.prices:
-            tree = tree.with_tokens({name: (n, n * n) for name, n in fewest_tokens(self.units, self.gating).items()})
-        return (tree.decided(groups | branches) + self._gate_cost()) / self.dense_total
-
-    def _check_reachable(self) -> None:
-        least = self.least()
-        if least > self.budget.target:
-            msg = (
-                f"budget {self.budget.metric} {self.budget.target:g} can't be reached: with everything off that these "
-                f"strategies may touch, {least:.4f} of the dense model is left; ask for at least that, or let more "
-                f"be pruned"
-            )
-            raise UsdcoreError(msg)
+        """The least share of the dense model that can be reached now."""
+        return (least_left(self._tree, self.gating, self._fewest) + self._gate_cost()) / self.dense_total
 
 
 def _never(rates: dict[str, float]) -> list[str]:

@@ -225,6 +225,8 @@ class Decision:
     its own signs come that near to the budget, as a share of the dense model; where they do not, `account` says why.
     `sizes` are the numbers of entries, ascending, of which a group with scores may be left with one; the budget is then
     met from below, as near as they allow. A group with another one in its entries may have a single size.
+    `static` bounds what may be left with every gate on, as a share of the dense model: branches that the budget's
+    batches hardly run cost it next to nothing, and would else be kept whole.
     `note` is what a reader of the result must know that its numbers do not show.
     """
 
@@ -234,6 +236,7 @@ class Decision:
     within: float | None = None
     account: str = ""
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    static: float | None = None
     note: str = ""
 
 

@@ -96,7 +96,7 @@ class Static(Strategy):
         itself.
         """
         self._remember()
-        return Decision(scores=self.gate.scores())
+        return Decision(scores=self.gate.scores(), static=self.config.target)
 
     def state_dict(self) -> dict[str, Any]:
         """Logits by site in base coordinates, for a later phase."""

@@ -22,7 +22,7 @@ from usdcore.engine.buckets import average_step
 from usdcore.errors import UsdcoreError
 from usdcore.strategy import StepContext
 from usdcore_usdc.dynamic import Dynamic
-from usdcore_usdc.layer_gate import Grouping
+from usdcore_usdc.layer_gate import Grouping, Groups
 
 HEAD = TINY[: TINY.index("phases:")]
 ALIKE = """phases:
@@ -197,11 +197,11 @@ def _note_groups(folder: Path) -> None:
     """The groups of each step, in a file of each process."""
     real = Grouping.draw
 
-    def draw(self: Grouping, batch_size: int, tick: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, sizes = real(self, batch_size, tick, device)
+    def draw(self: Grouping, batch_size: int, tick: int, device: torch.device) -> Groups:
+        found = real(self, batch_size, tick, device)
         with (folder / f"groups-{rank()}.jsonl").open("a") as file:
-            file.write(json.dumps([batch_size, sizes.tolist(), ids.tolist()]) + "\n")
-        return ids, sizes
+            file.write(json.dumps([batch_size, found.sizes_G.tolist(), found.ids_B.tolist()]) + "\n")
+        return found
 
     Grouping.draw = draw  # type: ignore[method-assign]
 
