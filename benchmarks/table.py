@@ -131,7 +131,7 @@ def skipped(result: dict[str, Any]) -> Rows:
             str(row["threads"]),
             str(row["batch_size"]),
             *(f"{row[key]:.3f}" for key in ("macs_ratio", "time_ratio", "share_of_ideal")),
-            f"{row['goal']:g}",
+            "-" if row["goal"] is None else f"{row['goal']:g}",
             row["cause"] or "",
         ]
         for row in result["rows"]
