@@ -44,7 +44,7 @@ KILLS = [
 
 
 #: What the others of their kind show as well.
-ALSO = {"dynamicvit beside pruning", "adavit", "tome"}
+ALSO = {"dynamicvit beside pruning", "adavit", "tome", "random-gates", "uvc"}
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in ALSO else []) for name in STRATEGIES]
 
 
