@@ -50,9 +50,9 @@ class StaticConfig(PluginConfig):
     """`convex`: Z + m*delta with m = g*a0. `literal`: Eq. 8 as printed, whose weights do not sum to 1
     where a dynamic gate acts too (without one, both are the same)."""
     target: float | None = Field(default=None, gt=0, le=1)
-    """Share of the dense model that the static part aims at with all gates on, by a second term like Eq. 9's; the gates
-    then have to save the rest. null: the joint term alone decides who saves what (the paper's 74.9 % and 64.8 % in
-    Figure 5 say that both do, not how it was arranged; reconstructed)."""
+    """Share of the dense model that the static part aims at with all gates on, by a second term like Eq. 9's, and keeps
+    at most; the gates then have to save the rest. null: the joint term alone decides who saves what (the paper's 74.9 %
+    and 64.8 % in Figure 5 say that both do, not how it was arranged; reconstructed)."""
     ramp: float = Field(default=0.5, ge=0, le=1)
     """Share of the phase over which the target falls from the dense model's cost to what is asked, where this strategy
     is new: at once, it drives gates shut before they have learned anything (reconstructed)."""

@@ -13,7 +13,7 @@ from counting import counted_macs
 from torch import nn
 from zoo import INPUT, gap
 
-from usdcore.costs import Tree
+from usdcore.costs import Tree, cost
 from usdcore.errors import UsdcoreError
 from usdcore.executed import batch_macs
 from usdcore.gates import Draw, ForwardState
@@ -292,6 +292,15 @@ def test_a_gate_that_tells_images_apart_stays_though_large_batches_all_decide_al
     left = set(session.execution(lambda: iter(batches)).rates)
     assert left == {name for name in rates if not name.startswith("blocks.0.")}
     assert {gate.scope for gate in session.gating.all()} == {"batch"}  # type: ignore[union-attr]
+
+
+def test_no_more_is_kept_than_the_static_part_aims_at(vit: nn.Module, images: torch.Tensor) -> None:
+    """Without it what gates hardly run would be kept whole, as it costs the budget nothing."""
+    for target, most in ((0.6, 0.6), (None, 0.9)):
+        session = session_of(copy.deepcopy(vit), [make("usdc-static", target=target)], target=0.9)
+        session.end_phase(lambda: iter([images]))
+        share = cost(session.units).macs / session.dense.macs
+        assert most - 0.05 < share <= most
 
 
 def test_a_budget_below_reach_is_refused_at_once(vit: nn.Module) -> None:
