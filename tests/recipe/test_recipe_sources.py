@@ -191,6 +191,9 @@ def test_a_byte_order_mark_is_no_part_of_the_text(write: Write, base: str) -> No
         ("phases.0.epochs=7", ("phases", 0, "epochs"), 7),
         ("phases.0.strategies.1=distill", ("phases", 0, "strategies", 1), "distill"),
         ("phases.1.name=more", ("phases", 1, "name"), "more"),
+        ("phases.first.epochs=7", ("phases", 0, "epochs"), 7),
+        ("phases.first.strategies.x.rate=2", ("phases", 0, "strategies", 0, "rate"), 2),
+        ("phases.first.strategies.x=y", ("phases", 0, "strategies", 0), "y"),
         ("a=b=c", ("a",), "b=c"),
     ],
 )
@@ -198,7 +201,7 @@ def test_an_override_replaces_one_value(override: str, path: tuple[str | int, ..
     before: dict[str, Any] = {
         "seed": 0,
         "train": {"lr": 1.0, "opt": "sgd"},
-        "phases": [{"epochs": 1, "strategies": ["x"]}],
+        "phases": [{"name": "first", "epochs": 1, "strategies": ["x"]}],
     }
     problems: list[Problem] = []
     found = find(apply_overrides(node(before), [override], problems), path)
@@ -219,7 +222,7 @@ def test_later_overrides_win_and_the_file_is_not_touched(base: str) -> None:
         ("a..b=1", "--set a..b=1: not of the form a.b=value; name a key, with dots, and its new value"),
         (".".join("a" * 40) + "=1", "not of the form a.b=value; name a key, with dots, and its new value"),
         ("phases.3.epochs=1", "phases.3: phases is a list of 1; use 0 to 0, or 1 to append"),
-        ("phases.first=1", "phases.first: phases is a list of 1; use 0 to 0, or 1 to append"),
+        ("phases.first=1", "phases.first: phases has no 'first'; valid: search"),
         ("seed.x=1", "seed.x: seed is the value 0, not a mapping; set seed as a whole"),
         ("extends=a", "extends: extends can't be overridden; write a file that extends others"),
         (

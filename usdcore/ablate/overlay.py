@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, NoReturn
 from usdcore.errors import nearest
 from usdcore.recipe.document import MAX_DEPTH
 from usdcore.recipe.problems import Problem, show_path
-from usdcore.recipe.tree import Node, merge
+from usdcore.recipe.tree import Node, item_mapping, item_name, merge
 
 if TYPE_CHECKING:
     from usdcore.recipe.tree import Origin, Path
-
-_NAMES = ("name", "use")
 
 
 class OverlayError(Exception):
@@ -74,7 +72,7 @@ def _put(node: Node, path: tuple[str, ...], value: Node, done: Path) -> Node:
     if isinstance(node.value, list):
         index = _index(node, key, value.origin, done)
         items = list(node.value)
-        items[index] = _put(_mapping(items[index]), rest, value, (*done, key))
+        items[index] = _put(item_mapping(items[index]), rest, value, (*done, key))
         return Node(items, node.origin)
     if not isinstance(node.value, dict):
         _stop(value.origin, (*done, key), f"{show_path(done)} is a single value in the base, not a mapping")
@@ -91,7 +89,7 @@ def _without(node: Node, path: tuple[str, ...], origin: Origin, done: Path) -> N
     if isinstance(node.value, list):
         index = _index(node, key, origin, done)
         items = list(node.value)
-        kept = [_without(_mapping(items[index]), rest, origin, (*done, key))] if rest else []
+        kept = [_without(item_mapping(items[index]), rest, origin, (*done, key))] if rest else []
         items[index : index + 1] = kept
         return Node(items, node.origin)
     if not isinstance(node.value, dict) or key not in node.value:
@@ -107,7 +105,7 @@ def _without(node: Node, path: tuple[str, ...], origin: Origin, done: Path) -> N
 def _index(node: Node, key: str, origin: Origin, done: Path) -> int:
     """Which item of a list a part of a path means: the one of that name, or of that number."""
     assert isinstance(node.value, list)
-    names = [_name(item) for item in node.value]
+    names = [item_name(item) for item in node.value]
     if key in names:
         return names.index(key)
     if key.isdecimal() and len(key) < 4 and int(key) < len(names):
@@ -115,23 +113,6 @@ def _index(node: Node, key: str, origin: Origin, done: Path) -> int:
     known = [name for name in names if name is not None]
     hint = nearest(key, known) if known else f"its {len(names)} items have no names; give a number"
     _stop(origin, (*done, key), f"{show_path(done)} has no {key!r} in the base; {hint}")
-
-
-def _name(item: Node) -> str | None:
-    """What an item of a list is called; a bare name stands for a mapping with `use`."""
-    if isinstance(item.value, str):
-        return item.value
-    if isinstance(item.value, dict):
-        for key in _NAMES:
-            node = item.value.get(key)
-            if node is not None and isinstance(node.value, str):
-                return node.value
-    return None
-
-
-def _mapping(item: Node) -> Node:
-    """A bare name as the mapping that it stands for."""
-    return Node({"use": item}, item.origin) if isinstance(item.value, str) else item
 
 
 def _stop(origin: Origin, path: Path, text: str) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from usdcore.errors import brief, nearest
 from usdcore.recipe.document import MAX_BYTES, MAX_DEPTH, Allowance, parse
 from usdcore.recipe.problems import Problem, RecipeError, show_path
-from usdcore.recipe.tree import Node, Origin, merge
+from usdcore.recipe.tree import Node, Origin, item_mapping, item_name, merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -126,8 +126,8 @@ def apply_overrides(
 ) -> Node:
     """`root` with each ``a.b=value`` in place of what was there; mistakes are added to `problems`.
 
-    The value is YAML; it replaces the old one as it is (null is a value here). A number addresses a list's item, and
-    the length of the list appends. Missing mappings on the way are made.
+    The value is YAML; it replaces the old one as it is (null is a value here). A list's item goes by the name that it
+    bears (`phases.search`) or by its number; the length of the list appends. Missing mappings on the way are made.
     """
     allowance = allowance or Allowance()
     for override in overrides:
@@ -190,12 +190,9 @@ def _replace(node: Node, path: Path, value: Node, done: Path) -> Node:
         return value
     part, rest = path[0], path[1:]
     if isinstance(node.value, list):
-        items, last = list(node.value), len(node.value)
-        if not isinstance(part, int) or part > last:
-            have = f"0 to {last - 1}, or {last}" if last else "0"
-            raise _StepError((*done, str(part)), f"{show_path(done)} is a list of {last}; use {have} to append")
-        old = items[part] if part < last else Node({}, value.origin)
-        items[part : part + 1] = [_replace(old, rest, value, (*done, part))]
+        items, index = list(node.value), _index(node.value, part, done)
+        old = items[index] if index < len(items) else Node({}, value.origin)
+        items[index : index + 1] = [_replace(item_mapping(old) if rest else old, rest, value, (*done, index))]
         return Node(items, node.origin)
     if not isinstance(node.value, dict):
         text = (
@@ -207,6 +204,21 @@ def _replace(node: Node, path: Path, value: Node, done: Path) -> Node:
     if rest and old.value is None:
         old = Node({}, value.origin)
     return Node({**node.value, key: _replace(old, rest, value, (*done, key))}, node.origin)
+
+
+def _index(items: list[Node], part: str | int, done: Path) -> int:
+    """Which item of a list a part of a path means: the one of that name, or of that number."""
+    names, last = [item_name(item) for item in items], len(items)
+    if str(part) in names:
+        return names.index(str(part))
+    if isinstance(part, int) and part <= last:
+        return part
+    known = [name for name in names if name is not None]
+    have = f"0 to {last - 1}, or {last}" if last else "0"
+    text = f"{show_path(done)} is a list of {last}; use {have} to append"
+    if isinstance(part, str) and known:
+        text = f"{show_path(done)} has no {brief(repr(part))}; {nearest(part, known)}"
+    raise _StepError((*done, str(part)), text)
 
 
 def _rooted(node: Node, origin: Origin) -> Node:

@@ -76,6 +76,23 @@ def closest(node: Node, path: Path) -> Node:
     return node
 
 
+def item_name(item: Node) -> str | None:
+    """What an item of a list is called; a bare name stands for a mapping with `use`."""
+    if isinstance(item.value, str):
+        return item.value
+    if isinstance(item.value, dict):
+        for key in ("name", "use"):
+            node = item.value.get(key)
+            if node is not None and isinstance(node.value, str):
+                return node.value
+    return None
+
+
+def item_mapping(item: Node) -> Node:
+    """An item of a list whose keys are set: a bare name as the mapping that it stands for."""
+    return Node({"use": item}, item.origin) if isinstance(item.value, str) else item
+
+
 def merge(base: Node, overlay: Node) -> Node:
     """`overlay` over `base` (RFC 7386): mappings merge key by key, anything else replaces, null deletes its key."""
     if not isinstance(overlay.value, dict):
