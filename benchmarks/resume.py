@@ -123,8 +123,8 @@ def end(out: str, moment: Moment, frame: Any) -> None:
         run = frame.f_locals.get("self")
         run = getattr(run, "run", run)
         if type(run).__name__ == "Run" and hasattr(run, "stage"):
-            names = [*(p.name for p in run.recipe.phases), "evaluation", "control narrow", "latency and report"]
-            phase = names[run.stage]
+            controls = [f"control {name}" for name in run.recipe.controls]
+            phase = [*(p.name for p in run.recipe.phases), "evaluation", *controls, "latency and report"][run.stage]
             break
         frame = frame.f_back
     Path(f"{out}.moment").write_text(phase)
@@ -182,7 +182,7 @@ def try_moment(recipe: Path, folder: Path, moment: Moment, whole: Path, whole_se
 
 def equal(one: Path, other: Path) -> bool:
     """Whether two finished runs have the same weights (compressed, dense, control), results and metrics, bit by bit."""
-    files = ["model.safetensors", "checkpoints/dense.safetensors", "checkpoints/narrow.safetensors"]
+    files = ["model.safetensors", *(f"checkpoints/{name}.safetensors" for name in ("dense", "narrow", "random"))]
     for name in files:
         if (one / name).exists() != (other / name).exists():
             return False

@@ -1,7 +1,10 @@
 """What a search step costs beside a plain training step, in time and memory: same model, same batch, interleaved.
 
 python benchmarks/search_step.py [--models deit_tiny_patch16_224 deit_small_patch16_224] [--batch 8] [--rounds 5]
-                                 [--threads 1] [--device cpu]
+                                 [--threads 1] [--device cpu] [--only "plain" "uvc" ...] [--compile]
+
+With --compile each of them is measured a second time, with forward and backward under torch.compile (`train.compile`);
+compiling is no part of a step's time, and takes minutes.
 
 On the CPU, with one thread, time is that of the thread, which another process takes little of; memory is what is kept
 for the backward pass. On CUDA, time is the clock's and memory the peak of what is allocated within a step. Operations
@@ -25,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from usdcore.compiled import CompiledForward
 from usdcore.hooks import registry
 from usdcore.machine import conditions
 from usdcore.runner import CHILD
@@ -47,6 +51,7 @@ CONTENDERS: dict[str, list[dict[str, Any]]] = {
     "dynamicvit": [{"use": "dynamicvit", "keep_ratio": 0.7}],
     "adavit": [{"use": "adavit", "target": 0.7}],
 }
+COMPILED = ", compiled"
 PARTS = ("strategies before", "forward", "losses", "backward", "optimizer", "strategies after")
 Clock = Callable[[], float]
 
@@ -54,7 +59,7 @@ Clock = Callable[[], float]
 class Contender:
     """One way to train: a session with its strategies, and the optimizers that an ordinary loop has."""
 
-    def __init__(self, model: nn.Module, strategies: list[dict[str, Any]], images: Tensor) -> None:
+    def __init__(self, model: nn.Module, strategies: list[dict[str, Any]], images: Tensor, compiles: bool) -> None:
         scope = "sample" if any(options["use"] == "adavit" for options in strategies) else "batch"
         self.session = Session(model, images[:1], Budget("macs", 0.7, len(images), scope))
         self.session.begin_phase([_strategy(options) for options in strategies])
@@ -63,10 +68,11 @@ class Contender:
         groups = [{"params": g.parameters, "lr": g.lr or LR} for g in self.session.parameter_groups if g.parameters]
         self.gates = torch.optim.AdamW(groups) if groups else None
         self.session.model.train()
+        self.forward = CompiledForward(self.session.model, say=self._say) if compiles else self.session.model
 
     def loss(self, images: Tensor, target: Tensor) -> Tensor:
         """Of one forward."""
-        output = self.session.model(images)
+        output = self.forward(images)
         task = self.session.task_weight * nn.functional.cross_entropy(output, target)
         return task + self.session.loss(output, target)
 
@@ -75,7 +81,7 @@ class Contender:
         session, times = self.session, [now()]
         session.begin_step(STEP, STEPS, images=images, lr=LR)
         times.append(now())
-        output = session.model(images)
+        output = self.forward(images)
         times.append(now())
         loss = session.task_weight * nn.functional.cross_entropy(output, target) + session.loss(output, target)
         times.append(now())
@@ -115,11 +121,19 @@ class Contender:
         self.step(images, target, time.perf_counter)
         return torch.cuda.max_memory_allocated() - before
 
-    def operations(self, images: Tensor, target: Tensor) -> int:
-        """How many operations torch dispatches in a step, optimizers included, views left out."""
+    def operations(self, images: Tensor, target: Tensor) -> int | None:
+        """How many operations torch dispatches in a step, optimizers included, views left out; None where it dispatches
+        compiled ones.
+        """
+        if self.forward is not self.session.model:
+            return None
         with _Count() as count:
             self.step(images, target, time.perf_counter)
         return count.number
+
+    def _say(self, text: str) -> None:
+        names = ", ".join(strategy.config.use for strategy in self.session.strategies) or "plain"
+        print(f"{names}: {text}", flush=True)
 
 
 class _Count(TorchDispatchMode):
@@ -141,7 +155,12 @@ def measure(name: str, asked: argparse.Namespace) -> list[dict[str, Any]]:
     images = torch.randn(asked.batch, 3, size, size, device=device)
     target = torch.randint(1000, (asked.batch,), device=device)
     now = _clock(device, asked.threads)
-    runs = {way: Contender(copy.deepcopy(model), options, images) for way, options in CONTENDERS.items()}
+    chosen = {way: CONTENDERS[way] for way in dict.fromkeys(["plain", *asked.only])}
+    runs = {way: Contender(copy.deepcopy(model), options, images, False) for way, options in chosen.items()}
+    if asked.compile:
+        runs |= {
+            way + COMPILED: Contender(copy.deepcopy(model), options, images, True) for way, options in chosen.items()
+        }
     parts: dict[str, list[list[float]]] = {way: [] for way in runs}
     for round_ in range(asked.rounds + 1):
         for way, run in runs.items():
@@ -161,11 +180,23 @@ def measure(name: str, asked: argparse.Namespace) -> list[dict[str, Any]]:
             "ratio_to_plain": statistics.median(a / b for a, b in zip(whole[way], whole["plain"], strict=True)),
             "memory_bytes": memory[way],
             "memory_ratio_to_plain": memory[way] / memory["plain"],
+            **_compiling(way, run, whole),
             "operations": run.operations(images, target),
             "parts": {part: statistics.median(row[i] for row in parts[way]) for i, part in enumerate(PARTS)},
         }
         for way, run in runs.items()
     ]
+
+
+def _compiling(way: str, run: Contender, whole: dict[str, list[float]]) -> dict[str, Any]:
+    """What a compiled contender has beside the others. Errors: it was not compiled after all."""
+    if isinstance(run.forward, nn.Module):
+        return {}
+    if run.forward.reason is not None:
+        raise RuntimeError(f"{way}: {run.forward.reason}")
+    own = whole[way.removesuffix(COMPILED)]
+    ratio = statistics.median(a / b for a, b in zip(whole[way], own, strict=True))
+    return {"ratio_to_not_compiled": ratio, "compilations": run.forward.compilations}
 
 
 def main() -> None:
@@ -176,6 +207,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/search_step.json"))
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
@@ -185,11 +218,11 @@ def main() -> None:
     for name in asked.models:
         found = measure(name, asked)
         rows += found
-        print(f"{name:34} {'time':>6} {'memory':>6} {'ops':>6} {'ms':>8}  " + "  ".join(f"{p:>17}" for p in PARTS))
+        print(f"{name:44} {'time':>6} {'memory':>6} {'ops':>6} {'ms':>8}  " + "  ".join(f"{p:>17}" for p in PARTS))
         for row in found:
             cells = "  ".join(f"{1e3 * row['parts'][part]:17.2f}" for part in PARTS)
-            ratios = f"{row['ratio_to_plain']:6.3f} {row['memory_ratio_to_plain']:6.3f} {row['operations']:6}"
-            print(f"{row['strategies']:34} {ratios} {1e3 * row['seconds']:8.1f}  {cells}", flush=True)
+            ratios = f"{row['ratio_to_plain']:6.3f} {row['memory_ratio_to_plain']:6.3f} {row['operations'] or '-':>6}"
+            print(f"{row['strategies']:44} {ratios} {1e3 * row['seconds']:8.1f}  {cells}", flush=True)
     asked.out.write_text(json.dumps({"conditions": stated, "rows": rows}, indent=1) + "\n")
 
 

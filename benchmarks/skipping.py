@@ -121,8 +121,8 @@ def gated(dense: nn.Module, images: Tensor, scope: str) -> nn.Module:
         if scope == "sample":
             nn.init.normal_(head.weight)
 
-            def logits(x_BNC: Tensor, head: nn.Module = head, own: Any = gate.logits) -> Tensor:
-                found = own(x_BNC)
+            def logits(pooled_BC: Tensor, head: nn.Module = head, own: Any = gate.logits) -> Tensor:
+                found = own(pooled_BC)
                 middle = found.median(dim=0).values
                 head.bias.data -= middle
                 return found - middle

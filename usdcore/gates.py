@@ -36,12 +36,14 @@ class Draw:
     `keep` is the factor on the branch's delta or on the group's entries, and what the cost counts: shape [] or [B] for
     a branch or a block, [n] or [B, n] for a group. `drop` is the weight of the path around the branch; None means
     `1 - keep` (a convex mixture, so that the stream itself passes unscaled). With `acts` false the cost counts `keep`
-    and the forward is left as it is.
+    and the forward is left as it is. `on` says the same as `keep` [] or [B] where the host knows it already, so that a
+    forward that skips need not fetch it from the device (see `usdcore.deciding`).
     """
 
     keep: Tensor
     drop: Tensor | None = None
     acts: bool = True
+    on: bool | tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class ForwardState:
 
     tick: int = 0
     batch_size: int = 0
+    skips: bool = False  # what is off is left out, not multiplied by 0
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # the branches of each block
     draws: dict[str, list[Draw]] = field(default_factory=dict)  # those that act
     static: dict[str, Tensor] = field(default_factory=dict)
@@ -119,6 +122,13 @@ class ForwardState:
         for draw in draws[1:]:
             keep = keep * draw.keep
         return keep
+
+    def on(self, site: str, keep: Tensor) -> bool | tuple[bool, ...]:
+        """What `keep` [] or [B], the factor at `site`, decides: fetched from the device if no gate has done so."""
+        draws = self.draws[site]
+        if len(draws) == 1 and draws[0].on is not None:
+            return draws[0].on
+        return bool(keep) if keep.ndim == 0 else tuple(bool(value) for value in keep.tolist())
 
     def see(self, keys: Tensor) -> None:
         """An attention has these keys, [R, H, N, d] or, heads and images along one axis, [R * H, N, d]."""
@@ -197,6 +207,11 @@ class Gate(nn.Module):
     def groups(self, model: nn.Module, units: Units) -> Iterable[Group]:
         """Groups of its own that the gate acts on, beside those of the model's units (see `usdcore.owngroups`)."""
         return ()
+
+    def prepare(self, state: ForwardState) -> None:
+        """Before a training forward that is compiled: put into `state.notes` what `draw` takes of Python's numbers that
+        change from step to step, and of generators of its own. In a compiled forward they would be constants.
+        """
 
     def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
         """The decisions at this gate's sites. `x_BNC` is the stream at the tap, None for a gate without one."""
@@ -303,8 +318,13 @@ class Gating(nn.Module):
 
     def begin(self, batch_size: int) -> None:
         """Start a forward: forget the last one's draws and draw the gates that need no input."""
-        self.state = ForwardState(self.state.tick + 1, batch_size, self.blocks)
+        self.state = ForwardState(self.state.tick + 1, batch_size, self.skips, self.blocks)
         self._draw(None, None)
+
+    def prepare(self) -> None:
+        """A forward that began goes on compiled."""
+        for gate in self.all():
+            gate.prepare(self.state)
 
     def enter(self, block: str, x_BNC: Tensor) -> None:
         """The stream enters `block`: draw the gates that tap it."""

@@ -100,7 +100,7 @@ class BlockForward:
         if keep is None:
             return run(x)
         if self.gating.skips:
-            return self._skip(x, x, keep, lambda _, rows: run(rows), (*args, *kwargs.values()))
+            return self._skip(self.name, x, x, keep, lambda _, rows: run(rows), (*args, *kwargs.values()))
         around, weight, out = state.around(self.name), _rows(keep, x), run(x)
         if around is None:  # exactly `out` where the weight is 1
             return torch.lerp(x, out.to(x.dtype), weight.expand_as(x))
@@ -124,7 +124,7 @@ class BlockForward:
         if keep is None:
             return skip + branch(stream)
         if self.gating.skips:
-            return self._skip(skip, stream, keep, lambda rest, rows: rest + branch(rows), options)
+            return self._skip(name, skip, stream, keep, lambda rest, rows: rest + branch(rows), options)
         around = self.gating.state.around(name)
         passed = skip if around is None else _rows(around, skip) * skip
         return torch.addcmul(passed, _rows(keep, skip), branch(stream))
@@ -141,7 +141,7 @@ class BlockForward:
         if keep is None:
             return run(stream, stream)
         if self.gating.skips:
-            return self._skip(stream, stream, keep, run, options)
+            return self._skip(name, stream, stream, keep, run, options)
         around = self.gating.state.around(name)
         passed = stream if around is None else _rows(around, stream) * stream
         return passed + _rows(keep, stream) * (run(stream, stream) - stream)
@@ -159,20 +159,26 @@ class BlockForward:
 
     def _skip(
         self,
+        site: str,
         skip: Tensor,
         x: Tensor,
         keep: Tensor,
         run: Callable[[Tensor, Tensor], Tensor],
         options: tuple[Any, ...],
     ) -> Tensor:
-        """`run` for the rows of `skip` and `x` that `keep` has on; those of `skip` pass otherwise."""
+        """`run` for the rows of `skip` and `x` that `keep`, the factor at `site`, has on; those of `skip` pass
+        otherwise.
+        """
         state = self.gating.state
         if keep.is_meta:  # a traced model has no decisions: show every branch
             return run(skip, x)
-        if keep.ndim == 0:
-            return run(skip, x) if bool(keep) else skip
+        decisions = state.on(site, keep)
+        if isinstance(decisions, bool):
+            return run(skip, x) if decisions else skip
         outer = state.rows
-        on = [row for row, is_on in enumerate((keep if outer is None else keep[outer]).tolist()) if is_on]
+        if outer is not None:
+            decisions = tuple(decisions[row] for row in outer.tolist())
+        on = [row for row, is_on in enumerate(decisions) if is_on]
         if len(on) in (0, len(x)):
             return run(skip, x) if on else skip
         if any(isinstance(option, Tensor) and option.shape[:1] == x.shape[:1] for option in options):

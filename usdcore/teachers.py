@@ -49,16 +49,17 @@ class Tap:
             raise UsdcoreError(msg)
         self.module = module
         self.value: Tensor | None = None
+        self.is_open = True
         self._handle: RemovableHandle | None = modules[module].register_forward_hook(self._take)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Tap:
         """A copy of the model (averaged weights) is not watched."""
         copied = object.__new__(Tap)
-        copied.module, copied.value, copied._handle = self.module, None, None
+        copied.module, copied.value, copied.is_open, copied._handle = self.module, None, False, None
         return copied
 
     def _take(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._handle is not None:
+        if self.is_open:
             self.value = primary(output)
 
     def close(self) -> None:
@@ -66,6 +67,7 @@ class Tap:
         if self._handle is not None:
             self._handle.remove()
         self._handle = self.value = None
+        self.is_open = False
 
 
 class Teacher:

@@ -5,12 +5,14 @@ Shape legend: B batch, N tokens, C width, S decisions of the layer (MHSA, FFN), 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from usdcore.deciding import decided, pooled
 from usdcore.devices import sent
 from usdcore.gates import Draw, ForwardState, Gate, Scope
 from usdcore.groups import group_ids
@@ -51,6 +53,17 @@ class Grouping:
             ids = group_ids(sizes, torch.default_generator, device)
             self._drawn = (tick, Groups(ids, sent(sizes, device), self.decisions))
         return self._drawn[1]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a layer's decisions of one forward share: the group of each sample [B]; the size of each group [B] (1 in the
+    place of those that are none, so that shapes do not vary); its own noise [B, S], None without any.
+    """
+
+    ids: Tensor
+    sizes: Tensor
+    noise: Tensor | None
 
 
 class LayerGate(Gate):
@@ -94,16 +107,21 @@ class LayerGate(Gate):
             return nn.functional.gumbel_softmax(self.choice, tau=self.tau)
         return torch.softmax(self.choice, dim=0)
 
-    def logits(self, x_BNC: Tensor) -> Tensor:
-        """Gate features [B, S] of the stream, from the mean over all its tokens."""
-        pooled_BC = x_BNC.mean(dim=1)
+    def logits(self, pooled_BC: Tensor) -> Tensor:
+        """Gate features [B, S], from the mean over all tokens of the stream."""
         # In float32 under autocast too: sigmoid and its logarithms saturate early in bfloat16.
         outputs = [network(pooled_BC).float() for network in self.networks.values()]
-        if self.choice is None:
+        if len(outputs) == 1:
             return outputs[0]
         weights = self.weights()
         self.mixture = weights if self.training else None
         return (weights[:, None, None] * torch.stack(outputs)).sum(0)
+
+    def prepare(self, state: ForwardState) -> None:
+        """Draw the groups and their noise before the forward."""
+        if self.training and self.grouping is not None:
+            device = next(self.networks.parameters()).device
+            state.notes[f"usdc {self.tap}"] = self._shared(state.batch_size, state, device)
 
     def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
         """Training: a shared decision per group, straight-through. Evaluation: per batch or per sample, at the
@@ -113,18 +131,14 @@ class LayerGate(Gate):
         not learned.
         """
         assert x_BNC is not None
-        logits_BS = self.logits(x_BNC)
+        logits_BS = self.logits(pooled(x_BNC, state))
         if self.training or self.seen is not None:  # setting a module's attribute is slow beside a small network
             self.seen = logits_BS if self.training else None
         if self.training and self.grouping is not None:
-            keep_BS = self._grouped(logits_BS, state)
-        elif self.scope == "batch":
-            shared_S = logits_BS[0] if len(logits_BS) == 1 else logits_BS.mean(dim=0)
-            keep_BS = (shared_S > self.threshold).to(logits_BS.dtype)
+            draws = [Draw(keep) for keep in self._grouped(logits_BS, state).unbind(-1)]
         else:
-            keep_BS = (logits_BS > self.threshold).to(logits_BS.dtype)
-        keeps = keep_BS.unbind(-1)
-        return {name: Draw(keep) for name, keep in zip(self.columns, keeps, strict=True) if name is not None}
+            draws = decided(logits_BS, self.threshold, self.scope, state)
+        return {name: draw for name, draw in zip(self.columns, draws, strict=True) if name is not None}
 
     def macs(self) -> Tensor | float:
         """Of the candidates, by their weights (Eq. 10), or of the one that is left."""
@@ -151,10 +165,17 @@ class LayerGate(Gate):
         self.choice = self.mixture = None
 
     def _grouped(self, logits_BS: Tensor, state: ForwardState) -> Tensor:
+        shared: Shared | None = state.notes.get(f"usdc {self.tap}")
+        if shared is None or len(shared.ids) != len(logits_BS):  # a block may be given several rows of each image
+            shared = self._shared(len(logits_BS), state, logits_BS.device)
+        mean_BS = torch.zeros_like(logits_BS).index_add(0, shared.ids, logits_BS) / shared.sizes[:, None]
+        if shared.noise is not None:
+            mean_BS = mean_BS + shared.noise
+        return straight_through(mean_BS - self.threshold, self.tau)[shared.ids]
+
+    def _shared(self, batch_size: int, state: ForwardState, device: torch.device) -> Shared:
         assert self.grouping is not None
-        groups = self.grouping.draw(len(logits_BS), state.tick, logits_BS.device)
-        shape = (len(groups.sizes_G), logits_BS.shape[1])
-        mean_GS = logits_BS.new_zeros(shape).index_add(0, groups.ids_B, logits_BS) / groups.sizes_G[:, None]
-        if self.noise > 0:
-            mean_GS = mean_GS + self.noise * groups.noise[:, self.place]
-        return straight_through(mean_GS - self.threshold, self.tau)[groups.ids_B]
+        groups = self.grouping.draw(batch_size, state.tick, device)
+        rest = batch_size - len(groups.sizes_G)
+        noise = self.noise * nn.functional.pad(groups.noise[:, self.place], (0, 0, 0, rest)) if self.noise > 0 else None
+        return Shared(groups.ids_B, nn.functional.pad(groups.sizes_G, (0, rest), value=1), noise)

@@ -14,10 +14,12 @@ from ablate.small import ABLATION, planned, pretend, write_small
 from report.svgs import beyond, collisions, texts
 
 from usdcore.cli import main
+from usdcore.errors import UsdcoreError
 
 HOSTILE = "<img src=x> & {{ 7 * 7 }}"
 ROWS = f"""\
-  - {{name: narrower, model: narrow}}
+  - {{name: narrower, model: narrow, set: &controls {{controls: [narrow, random]}}}}
+  - {{name: our rates, model: random, set: *controls}}
   - {{name: "at random", control: true, set: {{phases.search.strategies.prune.importance: random}}}}
   - {{name: "{HOSTILE}", set: {{phases.search.epochs: 3}}}}
 """
@@ -34,7 +36,7 @@ def shown(path: Path, out: Path, scale: str = "papers") -> tuple[str, str]:
 def ran(path: Path, out: Path) -> None:
     """Three seeds of every row, evaluated at three batch sizes and on sorted images."""
     _, jobs = planned(path, out / "papers", "papers")
-    for row, at in (("magnitude", 80.0), ("Taylor", 80.5), ("at random", 70.0), (HOSTILE, 80.0)):
+    for row, at in (("magnitude", 80.0), ("narrower", 80.0), ("Taylor", 80.5), ("at random", 70.0), (HOSTILE, 80.0)):
         for seed in (0, 1, 2):
             pretend(jobs, row, seed, at + seed)
             file = jobs.of_row[row, seed].folder / "result.json"
@@ -46,7 +48,8 @@ def ran(path: Path, out: Path) -> None:
             ]
             attention = {"branch": "blocks.0.attn", "heads": 1, "heads_dense": 2, "rate": 0.25}
             found["structure"][0] |= {"attention": attention, "gate_network": "G7"}
-            found["controls"] = [found["dense"] | {"name": "narrow", "top1": 85.0 + seed, "macs": 1_900_000}]
+            at_rates = {"name": "random", "top1": 75.0, "macs": 2_000_000, "executed_macs": 990_000}
+            found["controls"] = [found["dense"] | {"name": "narrow", "top1": 85.0 + seed, "macs": 1_900_000}, at_rates]
             file.write_text(json.dumps(found))
 
 
@@ -87,7 +90,7 @@ def test_accuracy_over_macs_has_every_row_and_every_seed(made: tuple[str, str, P
     rows = numbers(drawn(made, "accuracy"))
     kinds = {row["row"]: row["kind"] for row in rows}
     assert kinds["dense"] == "dense"
-    assert kinds["narrower"] == kinds["at random"] == "control"
+    assert kinds["narrower"] == kinds["our rates"] == kinds["at random"] == "control"
     assert kinds["Taylor"] == kinds[HOSTILE] == "row"
     assert [row["top1_percent"] for row in rows if row["row"] == "Taylor"] == ["80.5", "81.5", "82.5"]
     # The paper's numbers are drawn beside ours at the paper's scale only.
@@ -98,6 +101,7 @@ def test_accuracy_over_macs_has_every_row_and_every_seed(made: tuple[str, str, P
     text = made[1]
     assert "Taylor ours 1.000 M 33.3 % 81.50 % ± 1.00 80.50 % at 1.000 M 81.50 % at 1.000 M 82.50 % at 1.000 M" in text
     assert "narrower ours, control 1.900 M 63.3 % 86.00 % ± 1.00" in text
+    assert "our rates ours, control 990.0 k 33.0 % 75.00 %" in text
 
 
 def test_accuracy_over_batch_size_tells_orders_apart(made: tuple[str, str, Path]) -> None:
@@ -187,3 +191,9 @@ def test_without_matplotlib_the_numbers_are_there(tmp_path: Path, monkeypatch: p
     assert "pip install 'usdcore[plots]'" in words
     assert "<details open>" in page
     assert "magnitude ours 1.000 M 33.3 % 80.00 %" in words
+
+
+def test_a_row_shows_a_control_that_its_recipe_trains(tmp_path: Path) -> None:
+    row = "  - {name: dice, model: random, set: {controls: [narrow]}}\n"
+    with pytest.raises(UsdcoreError, match="the control random, which its recipe does not train; give it controls: "):
+        planned(write_small(tmp_path, ABLATION + row), tmp_path / "out")

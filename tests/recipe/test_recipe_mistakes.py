@@ -85,7 +85,7 @@ TEXTS = [
     "x.yaml:28:29 evaluate.batch_sizes[1]: 'big' is not an integer; write a whole number",
     "x.yaml:28:34 evaluate.batch_sizes[2]: 0 is too small; use a number at least 1",
     "x.yaml:28:38 evaluate.dial: 0.5 is not a list; write a list such as [a, b]",
-    "x.yaml:29:12 controls[0]: 'wide' is not a choice here; valid: narrow",
+    "x.yaml:29:12 controls[0]: 'wide' is not a choice here; valid: narrow, random",
     "x.yaml:30:1 latency: 3 is not a mapping; write keys with values",
     "x.yaml:31:1 sede: unknown key; did you mean 'seed'?",
 ]

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from usdcore.report.result import Measured, Result
 
 Kind = Literal["count", "percent", "points", "fraction", "times"]
-Model = Literal["compressed", "dense", "narrow"]
+Model = Literal["compressed", "dense", "narrow", "random"]
+"""Of a run: its own, the dense one, or a control by its name."""
 
 TITLES: dict[str, tuple[str, Kind]] = {
     "params": ("params", "count"),

@@ -193,6 +193,7 @@ class _Maker:
         recipe = validated(tree, noted)
         if recipe is not None and not noted:
             noted += self._unmeasured(recipe, here)
+            noted += self._untrained(recipe, row, here)
         self._note(row, noted)
         return recipe if recipe is not None and not noted else None
 
@@ -221,6 +222,13 @@ class _Maker:
                 text = f"{key}: nothing is evaluated at batch size {size}; add it to evaluate.batch_sizes of the base"
                 place: Place = ("report", index)
                 yield Problem(closest(self.loaded.written, place).origin, place, text)
+
+    def _untrained(self, recipe: Recipe, row: Row, here: Place) -> Iterator[Problem]:
+        """A control that this row shows and its recipe does not train."""
+        if row.model not in ("compressed", "dense", *recipe.controls):
+            text = f"the row shows the control {row.model}, which its recipe does not train; give it controls: "
+            place = (*here, "model")
+            yield Problem(closest(self.loaded.written, place).origin, place, f"{text}[{row.model}]")
 
     def _note(self, row: Row, noted: Sequence[Problem]) -> None:
         for problem in noted:

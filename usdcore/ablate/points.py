@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from usdcore.report.batches import Series
 
 Kind = Literal["row", "dense", "control", "paper"]
-"""Of a mark. Control: what the others have to beat, a narrower dense model or a row that says so."""
+"""Of a mark. Control: what the others have to beat, a control of a run or a row that says so."""
 
 KINDS: dict[Kind, str] = {"row": "ours", "dense": "ours, dense", "control": "ours, control", "paper": "the paper's"}
 
@@ -86,7 +86,7 @@ def marks(table: Table, rows: Sequence[RowCells]) -> list[Mark]:
 def _kind(row: Row) -> Kind:
     if row.model == "dense":
         return "dense"
-    return "control" if row.control or row.model == "narrow" else "row"
+    return "control" if row.control or row.model != "compressed" else "row"
 
 
 def _claimed(row: Row) -> Iterator[Mark]:

@@ -93,8 +93,8 @@ class Row(Keys):
     """By scale, what it has there besides."""
     only: tuple[Text, ...] = ()
     """The scales that it is part of; none named: all."""
-    model: Literal["compressed", "dense", "narrow"] = "compressed"
-    """Which model of the run the row shows; narrow: the control of that name."""
+    model: Literal["compressed", "dense", "narrow", "random"] = "compressed"
+    """Which model of the run the row shows; narrow and random: the control of that name, which its recipe names."""
     paper: dict[Column, float | Text] = Field(default_factory=dict)
     """The paper's claims by column: numbers, or text for what is no plain number (``> 39.2M``)."""
     needs: tuple[Text, ...] = ()
@@ -104,7 +104,8 @@ class Row(Keys):
     structure: Annotated[tuple[KeptLayer, ...] | None, Field(min_length=1, max_length=200)] = None
     """A compressed model that the paper prints layer by layer: what it costs is computed, nothing is run."""
     control: bool = False
-    """What the others have to beat, so that charts mark it: gates that skip at random. A narrow row is one anyway."""
+    """What the others have to beat, so that charts mark it: gates that skip at random. A row that shows a run's control
+    is one anyway."""
     draw: bool = False
     """Draw what the row's first finished run left of each layer; a printed structure is drawn anyway."""
     note: Text | None = None

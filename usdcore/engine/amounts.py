@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from usdcore.engine.data import steps_per_epoch
+from usdcore.engine.random_control import shuffles, training
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -72,9 +73,10 @@ def add_steps(found: dict[str, Any], recipe: Recipe, images: Images) -> None:
     rows = size if images.train is None else min(size, images.train)
     found["images"] = {"train": images.train, "evaluation": images.evaluation, "source": images.source}
     found["batch_size"] = rows
-    epochs = sum(phase.epochs for phase in recipe.phases)
-    narrow = (1 + BACKWARD) * round(found["dense"]["macs"] * found["budget"]["target"])  # without a teacher
-    controls = [{"name": f"control {name}", "epochs": epochs, "macs_per_image": narrow} for name in recipe.controls]
+    controls = [
+        {"name": f"control {name}", "epochs": _epochs(name, recipe), "macs_per_image": _macs(name, found, recipe)}
+        for name in recipe.controls
+    ]
     for stage in (*found["phases"], *controls):
         stage["steps_per_epoch"] = each
         stage["steps"] = None if each is None else each * stage["epochs"]
@@ -82,6 +84,17 @@ def add_steps(found: dict[str, Any], recipe: Recipe, images: Images) -> None:
     found["controls"] = controls
     steps = [stage["steps"] for stage in (*found["phases"], *controls)]
     found["steps"] = None if each is None else sum(steps)
+
+
+def _epochs(control: str, recipe: Recipe) -> int:
+    return sum(phase.epochs for phase in recipe.phases) if control == "narrow" else training(recipe).epochs
+
+
+def _macs(control: str, found: dict[str, Any], recipe: Recipe) -> int:
+    """Of a training step of a control, for each image: `random` takes the steps of a phase, `narrow` has no teacher."""
+    index = training(recipe).index if control == "random" else None
+    narrow: int = (1 + BACKWARD) * round(found["dense"]["macs"] * found["budget"]["target"])
+    return narrow if index is None else int(found["phases"][index]["macs_per_image"])
 
 
 def passes(recipe: Recipe, images: Images, compressing: Iterable[bool], gated: bool) -> Iterator[Pass]:
@@ -115,4 +128,5 @@ def passes(recipe: Recipe, images: Images, compressing: Iterable[bool], gated: b
         turns = 1 + len(recipe.evaluate.dial)
         yield Pass(last, turns * CALIBRATIONS * calibration, own)
         yield Pass(last, len(recipe.evaluate.dial) * test, own)
-    yield from (Pass(last, test, own) for _ in recipe.controls)
+    for control in recipe.controls:
+        yield Pass(last, test * (1 if control == "narrow" else shuffles(recipe.budget.scope)), own)

@@ -10,6 +10,7 @@ from usdcore.counting import counted_macs
 from usdcore.engine.amounts import BACKWARD
 from usdcore.engine.memory import counted
 from usdcore.engine.preflight import locating, mistakes_at, notes, preflight, try_out
+from usdcore.engine.random_control import require_installed, why_not
 from usdcore.engine.setup import Strategies, build_model, make_base, make_budget
 from usdcore.engine.timed import require_static
 from usdcore.plans import Plan
@@ -39,6 +40,7 @@ def dry_run(recipe: Recipe, written: Node | None = None) -> dict[str, Any]:
     try_out(model, base.input_shape, recipe, written)
     session.is_dry, session.load_dense = True, no_dense
     phases = list(_phases(recipe, session, written))
+    _require_controls(recipe, session, written)
     return {
         "recipe": recipe.name,
         "model": base.name,
@@ -52,6 +54,18 @@ def dry_run(recipe: Recipe, written: Node | None = None) -> dict[str, Any]:
         "memory": counted(recipe, model, session.teachers).as_json(),
         "notes": notes(recipe),
     }
+
+
+def _require_controls(recipe: Recipe, session: Session, written: Node | None) -> None:
+    """Errors: random gates are to stand in for gates that there are not, or that they can't take the place of."""
+    if "random" not in recipe.controls:
+        return
+    place = ("controls", recipe.controls.index("random"))
+    with locating(place, written):
+        require_installed()
+    why = why_not(session.gating, session.units)
+    if why:
+        raise mistakes_at([(place, why)], written)
 
 
 def _budget(recipe: Recipe, session: Session) -> dict[str, Any]:

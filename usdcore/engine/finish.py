@@ -9,22 +9,16 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from usdcore.artifact import create, save
-from usdcore.costs import Cost, cost
+from usdcore.artifact import save
 from usdcore.engine.assess import Assessor
-from usdcore.engine.controls import NARROW, narrow_plan
+from usdcore.engine.beside import Beside
 from usdcore.engine.evaluate import evaluation_loader
-from usdcore.engine.fit import Stage
 from usdcore.engine.outcome import make_result
 from usdcore.errors import UsdcoreError
 from usdcore.files import write_atomic
 from usdcore.latency import Timing, measure_latency
 from usdcore.plans import Plan
 from usdcore.report.page import write_report
-from usdcore.session import Session
-from usdcore.surgery import shrink
 
 if TYPE_CHECKING:
     from usdcore.engine.phases import Run
@@ -41,15 +35,15 @@ class Finish:
 
     def execute(self) -> dict[str, Any]:
         """The result, after it was written."""
-        phases, processes = len(self.recipe.phases), self.run.processes
+        phases, processes, beside = len(self.recipe.phases), self.run.processes, Beside(self.run)
         if self.run.stage == phases:
             self._note_dense()
             self.facts.update(processes.from_first(self._save_and_evaluate))
-            self.run.advance(self._control_session() if self.recipe.controls else self.run.session)
-        if self.run.stage == phases + 1:
-            if self.recipe.controls:
-                self._train_control()
-            self.run.advance(self.run.session)
+            self.run.advance(beside.begin(0))
+        for number in range(len(self.recipe.controls)):
+            if self.run.stage == phases + 1 + number:
+                beside.train(number)
+                self.run.advance(beside.begin(number + 1))
         result: dict[str, Any] = processes.from_first(self._result)
         return result
 
@@ -105,38 +99,10 @@ class Finish:
         rows: list[dict[str, Any]] = json.loads(done.stdout)["eval"]
         return rows
 
-    def _control_session(self) -> Session:
-        """The narrow model, fresh; its plan is uniform."""
-        run = self.run
-        row = next(row for row in self.facts["eval"] if row["batch_size"] == self.recipe.budget.batch_size)
-        torch.manual_seed(self.recipe.seed)
-        dense = create(run.base)
-        example = torch.zeros(1, *run.base.input_shape)
-        whole = Session(dense, example, run.session.budget, Plan(base=run.base))
-        plan = Plan(base=run.base).then(narrow_plan(whole.units, row["executed_macs"]).records)
-        return Session(shrink(dense, plan).to(run.device), example, run.session.budget, plan, run.session.dense)
-
-    def _train_control(self) -> None:
-        run, epochs = self.run, sum(phase.epochs for phase in self.recipe.phases)
-        run.log.say(f"control: the narrow dense model, {epochs} epochs")
-        run.fit(Stage("control narrow", epochs, run.train_config(self.recipe.phases[0]), epochs))
-        session = run.session
-        run.keep_model(session.plan, self.folder.control("narrow"))
-        found: Cost = cost(session.units)
-        self.facts["narrow"] = {
-            "name": "narrow",
-            "description": NARROW,
-            "params": found.params,
-            "macs": found.macs,
-            "top1": run.top1(session),
-            "epochs": epochs,
-        }
-
     def _latency(self) -> dict[str, list[dict[str, Any]]]:
         """Dense, compressed and controls side by side, on evaluation images."""
         files = {"dense": self.folder.dense, "compressed": self.folder.model}
-        if self.recipe.controls:
-            files["narrow"] = self.folder.control("narrow")
+        files |= {name: self.folder.control(name) for name in self.recipe.controls if name in self.facts}
         models = {name: self.folder.load(path, self.run.device) for name, path in files.items()}
         sizes, repeats, budget = self.recipe.latency.batch_sizes, self.recipe.latency.repeats, self.recipe.budget
         if budget.metric == "latency":  # what was promised is measured, and not in a hurry

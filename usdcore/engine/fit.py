@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 
+from usdcore.compiled import CompiledForward, forward_of
 from usdcore.engine.buckets import average_step
 from usdcore.engine.carry import Carried, put, put_tensors, take
 from usdcore.engine.data import EpochOrder, Waited, sample_seed, steps_per_epoch, train_loader
@@ -101,6 +102,7 @@ class Fit:
     ) -> None:
         self.session, self.stage, self.around, self.strategies = session, stage, around, strategies
         self.model = session.model
+        self.forward = forward_of(self.model, stage.train.compiles, self._say)
         self.objective = Objective(stage.train, around.data.num_classes)
         self.optimizer = model_optimizer(self.model, stage.train)
         self.strategy_optimizer = strategy_optimizer(session.parameter_groups, stage.train)
@@ -223,6 +225,10 @@ class Fit:
             self._update(found)
         except NotFinite:
             raise BadNumbers(self.place, self._cause(images, target)) from None
+        except Exception as error:  # in the backward, which is compiled when the first step needs it
+            if not isinstance(self.forward, CompiledForward) or not self.forward.gives_up(error):
+                raise
+            return self._step(images, target)
         self.watch.look()
         if len(terms) > 1 and self.session.ctx.spent is not None:
             found["spent"] = self.session.ctx.spent.detach()
@@ -232,10 +238,13 @@ class Fit:
         """What made the numbers bad, in the processes where they are."""
         processes = self.around.processes
         with processes.apart():
-            own = find_cause(self.session, images, lambda: self._forward(images, target)[1])
+            # By the plain model: what was compiled can't be asked for the gradient of each term.
+            own = find_cause(self.session, images, lambda: self._forward(images, target, self.model)[1])
         return agreed(processes.exchange(own))
 
-    def _forward(self, images: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _forward(
+        self, images: Tensor, target: Tensor, model: Callable[[Tensor], Any] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a step, and its terms by name: the task's, then the strategies'."""
         update = self.state.epoch * self.steps + self.state.step
         seed = sample_seed(self.around.seed, self.stage.first_epoch + self.state.epoch, -2 - self.state.step)
@@ -250,11 +259,14 @@ class Fit:
             group["lr"] *= scale
         with self.around.amp():
             with self._own_draws(seed):
-                output = self.model(images)
+                output = (model or self.forward)(images)
             task = self.objective(primary(output), target)
             extra = self.session.losses(output, target)
             loss = sum(extra.values(), start=self.session.task_weight * task)
         return loss, {"task": task, **extra}
+
+    def _say(self, text: str) -> None:
+        self.around.log.say(f"{self.stage.name}: {text}")
 
     def _own_draws(self, seed: int) -> AbstractContextManager[None]:
         processes = self.around.processes

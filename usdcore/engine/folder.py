@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from usdcore.artifact import load
+from usdcore.artifact import load_with_plan
 from usdcore.engine.checkpoint import Checkpoints
 from usdcore.engine.difference import differences
 from usdcore.errors import UsdcoreError, printable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from usdcore.plans import Plan
     from usdcore.recipe import Recipe
 
 if sys.platform != "win32":
@@ -53,8 +54,12 @@ class RunFolder:
 
         Errors: one that is gone or damaged, with how to make it again.
         """
+        return self.load_with_plan(path, device)[0]
+
+    def load_with_plan(self, path: Path, device: torch.device) -> tuple[nn.Module, Plan]:
+        """`load`, and the plan that the model was made by. Errors: as there."""
         try:
-            return load(path, device)
+            return load_with_plan(path, device)
         except UsdcoreError as error:
             msg = (
                 f"{error}. What this run made {path.name} from is gone: put a copy back, or remove "

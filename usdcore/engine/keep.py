@@ -51,8 +51,8 @@ class Epochs:
             raise KeyboardInterrupt
 
     def collapsed(self, fit: Fit, found: list[dict[str, str]]) -> None:
-        """Warn of each gate that collapsed, once a run."""
-        for one in found:
+        """Warn of each gate that collapsed, once a run. A control's learn nothing anyway."""
+        for one in found if self.run.stage < len(self.run.recipe.phases) else ():
             self.run.warn(f"phase {fit.stage.name}, epoch {fit.state.epoch + 1}: {one['text']}", one["site"])
 
     def write(self, fit: Fit) -> None:

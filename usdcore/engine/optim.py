@@ -111,7 +111,8 @@ class Objective:
         if len(images) % 2:
             target = torch.nn.functional.one_hot(target, self.mixup.num_classes).to(images.dtype)
             return images, target
-        mixed: tuple[Tensor, Tensor] = self.mixup(images, target)
+        # A copy, as timm mixes in place, and a step may be taken again.
+        mixed: tuple[Tensor, Tensor] = self.mixup(images.clone(), target)
         return mixed
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:

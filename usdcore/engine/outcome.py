@@ -160,10 +160,12 @@ def _budget(run: Run, dense: dict[str, Any], compressed: dict[str, Any]) -> dict
 
 
 def _controls(run: Run, latency: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    if "narrow" not in run.facts:
-        return []
-    size = run.folder.control("narrow").stat().st_size
-    return [{**run.facts["narrow"], "file_bytes": size, "latency": latency["narrow"]}]
+    """Those that were trained: one may have had to be left out, which a warning says."""
+    return [
+        {**run.facts[name], "file_bytes": run.folder.control(name).stat().st_size, "latency": latency[name]}
+        for name in run.recipe.controls
+        if name in run.facts
+    ]
 
 
 def _structure(dense: Units, small: Units, plan: Plan, rates: dict[str, float]) -> list[dict[str, Any]]:

@@ -328,7 +328,14 @@ class Run:
         model = shrink(create(self.base), plan)
         if state["model"] is not None:
             model.load_state_dict(state["model"])
-        return self._session(model, plan, Cost(*state["dense"]))
+        is_control = self.stage > len(self.recipe.phases)
+        return (self.control_session if is_control else self._session)(model, plan, Cost(*state["dense"]))
+
+    def control_session(self, model: nn.Module, plan: Plan, dense: Cost) -> Session:
+        """A session like the run's own, for a control: of that one nothing is asked."""
+        session = self._session(model, plan, dense)
+        session.budget = replace(session.budget, target=1.0)
+        return session
 
     def _session(self, model: nn.Module, plan: Plan, dense: Cost | None) -> Session:
         example = torch.zeros(1, *self.base.input_shape)

@@ -14,7 +14,7 @@ from usdcore.engine.fit import Surroundings
 from usdcore.engine.folder import RunFolder
 from usdcore.engine.log import RunLog, SilentLog
 from usdcore.engine.phases import Run
-from usdcore.engine.preflight import locating, preflight
+from usdcore.engine.preflight import locating, preflight, require_compilers
 from usdcore.engine.processes import launched, started
 from usdcore.engine.setup import autocast, load_data, pick_device, uses_cuda
 from usdcore.engine.spread import require_spread
@@ -69,6 +69,7 @@ def _run(loaded: LoadedRecipe, folder: RunFolder, processes: Processes) -> dict[
     else:
         dry_run(recipe, loaded.written)  # what would only show in the last phase must not wait for it
     device = pick_device(recipe, launched()[2], processes.world)
+    require_compilers(recipe, device, loaded.written)
     log = (RunLog if processes.is_first else SilentLog)(folder.path / "metrics.jsonl")
     try:
         processes.from_first(folder.lock)

@@ -22,6 +22,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 
 from usdcore.backbones import require_model
 from usdcore.check import outputs
+from usdcore.compiled import require_compiler
 from usdcore.construct import FORBIDDEN, at_most, create
 from usdcore.engine.setup import make_base
 from usdcore.errors import UsdcoreError, brief, nearest
@@ -75,6 +76,20 @@ def try_out(model: nn.Module, shape: tuple[int, ...], recipe: Recipe, written: N
         raise mistakes_at([(("model", "kwargs"), text)], written) from error
 
 
+def require_compilers(recipe: Recipe, device: torch.device, written: Node | None = None) -> None:
+    """Errors: a phase is to be compiled, and nothing can be on this machine."""
+    everywhere: Place = ("train", "compile")
+    asked = {recipe.train.compiles: everywhere} if recipe.controls else {}
+    for i, phase in enumerate(recipe.phases):
+        is_own = "compile" in phase.train.model_fields_set
+        if phase.epochs:
+            asked.setdefault(recipe.train_for(phase).compiles, ("phases", i, *everywhere) if is_own else everywhere)
+    for options, place in asked.items():
+        if options is not None:
+            with locating(place, written):
+                require_compiler(device, options.backend, options.mode)
+
+
 @contextmanager
 def locating(place: Place, written: Node | None) -> Iterator[None]:
     """A clean error inside is about this part of the recipe, or the key that it begins with, and gets its line."""
@@ -110,6 +125,8 @@ def notes(recipe: Recipe) -> list[str]:
             lines.append(f"data.{name}: {brief(str(value), 200)} is not here; a dry run does not need it, a run will")
     if recipe.device == "cuda" and not torch.cuda.is_available():
         lines.append("device: cuda was asked for, and torch sees no CUDA device here")
+    if any(recipe.train_for(phase).compiles for phase in recipe.phases):
+        lines.append("train.compile: nothing is compiled here; time and memory are those of plain steps")
     return lines
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from usdcore.engine.guard import BadNumbers
 from usdcore.engine.log import SilentLog
 from usdcore.engine.memory import Memory, Saved, in_use
 from usdcore.engine.pace import Clock, Pace, pace
+from usdcore.engine.random_control import training
 from usdcore.engine.setup import Strategies, autocast, build_model, make_base, make_budget, pick_device
 from usdcore.errors import UsdcoreError
 from usdcore.plans import Drop, Keep, Plan
@@ -95,7 +97,7 @@ class Prober:
         data = DataSets(images, images, images, recipe.model.num_classes, recipe.data.channels, "made up", "")
         amp = autocast(self.device, recipe.train.amp)
         self.around = Surroundings(data, recipe.data, recipe.seed, self.device, SilentLog(Path(os.devnull)), amp)
-        self.each = probe.seconds / (len(recipe.phases) + len(recipe.controls))
+        self.each = probe.seconds / (len(recipe.phases) + ("narrow" in recipe.controls))
 
     def phases(self) -> Iterator[Found]:
         """Each phase, then each control. Errors: numbers that are not finite, a step that does not fit into memory."""
@@ -103,12 +105,12 @@ class Prober:
         model = build_model(self.base, self.recipe.model.model_copy(update={"pretrained": False}))
         session, strategies = self._session(model, Plan(base=self.base)), Strategies()
         session.known, session.load_dense = strategies.made, no_dense
-        first = 0
+        first, done = 0, list[Found]()
         for phase in self.recipe.phases:
             named = strategies.of(phase.strategies)
             compresses = any(strategy.compresses for strategy in named)
             if compresses:
-                session.load_dense = None  # from here on there is a dense model
+                session.load_dense = partial(create, self.base)  # from here on there is a dense model
             session.begin_phase(named)
             stage = Stage(phase.name, phase.epochs, self.recipe.train_for(phase), first)
             found = self._trained(session, stage, named)
@@ -117,9 +119,10 @@ class Prober:
                 found.note = self._ended(session, found)
             self._evaluated(session, found)
             first += phase.epochs
+            done.append(found)
             yield found
         for name in self.recipe.controls:
-            yield self._control(f"control {name}", session, first)
+            yield self._narrow(session, first) if name == "narrow" else self._random(done)
 
     def _session(self, model: Any, plan: Plan) -> Session:
         example = torch.zeros(1, *self.base.input_shape)
@@ -127,7 +130,12 @@ class Prober:
         session.is_dry, session.amp, session.settle_time = True, self.around.amp, _evenly
         return session
 
-    def _control(self, name: str, session: Session, epochs: int) -> Found:
+    def _random(self, phases: list[Found]) -> Found:
+        """The compressed model with random gates: its steps are those of the phase that it repeats."""
+        index = training(self.recipe).index
+        return Found("control random") if index is None else replace(phases[index], name="control random", note="")
+
+    def _narrow(self, session: Session, epochs: int) -> Found:
         """The narrow model, of the budget's MACs where it is one of MACs and of the last phase's model otherwise."""
         budget = self.recipe.budget
         macs = budget.target * session.dense.macs if budget.metric == "macs" else float(cost(session.units).macs)
@@ -135,6 +143,7 @@ class Prober:
         whole = self._session(dense, Plan(base=self.base))
         plan = Plan(base=self.base).then(narrow_plan(whole.units, macs).records)
         small = self._session(shrink(dense, plan), plan)
+        name = "control narrow"
         found = self._trained(small, Stage(name, epochs, self.recipe.train_for(self.recipe.phases[0]), epochs), [])
         self._evaluated(small, found)
         return found
@@ -204,6 +213,7 @@ class Rehearsal(Fit):
 
     def __init__(self, session: Session, stage: Stage, around: Surroundings, strategies: list[Strategy]) -> None:
         super().__init__(session, stage, around, strategies)
+        self.forward = self.model  # compiling takes longer than a probe
         self.model.train()
         self._size = 0
         self._saved: dict[int, int] = {}  # bytes kept for the backward, by images

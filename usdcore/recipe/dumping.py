@@ -64,6 +64,8 @@ def computed(recipe: Recipe) -> dict[str, Any]:
     # Later keys: recipes without them keep their hash.
     if content["train"]["optimizer_state"] == "fresh":
         del content["train"]["optimizer_state"]
+    if content["train"]["compile"] is False:
+        del content["train"]["compile"]
     for key in ("latency", "round_to"):
         if content["budget"][key] is None:
             del content["budget"][key]

@@ -145,12 +145,21 @@ class Recipe(Section):
     """The run, in order."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """What is measured at the end."""
-    controls: tuple[Literal["narrow"], ...] = ()
-    """Models trained beside ours for comparison; narrow: a dense model made narrower to the same budget."""
+    controls: tuple[Literal["narrow", "random"], ...] = ()
+    """Models trained beside ours for comparison; narrow: a dense model made narrower to the same budget; random: our
+    model with random gates at the rates of its own."""
     latency: LatencyConfig = LatencyConfig()
     """How inference time is measured."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """How often the state is saved."""
+
+    @field_validator("controls")
+    @classmethod
+    def _each_once(cls, controls: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(controls)) < len(controls):
+            msg = "a control is named twice; remove one"
+            raise ValueError(msg)
+        return controls
 
     def train_for(self, phase: PhaseConfig) -> TrainConfig:
         """The training options of one phase: the recipe's own with what the phase changes."""

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, create_model, model_serializer
+from pydantic import Field, create_model, model_serializer, model_validator
 
 from usdcore.recipe.base import Section
 
 if TYPE_CHECKING:
     from pydantic import SerializerFunctionWrapHandler
+
+
+class CompileConfig(Section):
+    """How `torch.compile` is to be used."""
+
+    backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
+    """inductor is the fast one, and needs a C++ compiler, on a GPU Triton; the others are for looking for mistakes."""
+    mode: Literal["default", "max-autotune-no-cudagraphs"] = "default"
+    """inductor's."""
+
+    @model_validator(mode="after")
+    def _mode_of_inductor(self) -> Self:
+        if self.mode != "default" and self.backend != "inductor":
+            msg = f"mode {self.mode} is one of the backend inductor, not of {self.backend}: leave mode out"
+            raise ValueError(msg)
+        return self
 
 
 class TrainConfig(Section):
@@ -43,8 +59,15 @@ class TrainConfig(Section):
     """Mixup's alpha; 0: off."""
     cutmix: float = Field(default=0.0, ge=0)
     """Cutmix's alpha; 0: off."""
+    compile: bool | CompileConfig = False
+    """Run the model's forward and backward of training steps under torch.compile; a mapping says how."""
     optimizer_state: Literal["carry", "fresh"] = "fresh"
     """What a phase's optimizer starts from; carry: the moments of the phase before, of the entries that survived."""
+
+    @property
+    def compiles(self) -> CompileConfig | None:
+        """How steps are compiled; None where they are not."""
+        return CompileConfig() if self.compile is True else self.compile or None
 
 
 class _Partial(Section):
