@@ -32,19 +32,18 @@ Rows = list[list[str]]
 
 @dataclass(frozen=True)
 class Page:
-    """One script: what it asks, how to run it, and the table of its result (by default `<script>.json`)."""
+    """One script: what it asks, how to run it, and the table of its result in `<script>.json`."""
 
     script: str
     question: str
     command: str
     columns: str = ""
     rows: Callable[[dict[str, Any]], Rows] | None = None
-    result: str = ""
 
     @property
     def file(self) -> Path:
         """Where the result lies."""
-        return HERE / "results" / (self.result or f"{self.script}.json")
+        return HERE / "results" / f"{self.script}.json"
 
 
 def seconds(value: float) -> str:
@@ -79,7 +78,7 @@ def stepped(result: dict[str, Any]) -> Rows:
             seconds(row["seconds"]),
             f"{row['ratio_to_plain']:.3f}",
             f"{row['memory_ratio_to_plain']:.3f}",
-            str(row["operations"]),
+            str(row["operations"] or ""),
         ]
         for row in result["rows"]
     ]
@@ -91,14 +90,6 @@ def budgets(result: dict[str, Any]) -> Rows:
         off = [abs(row["searched"] - row["target"]) for row in own]
         accuracy = statistics.mean(row["top1_finetuned"] for row in own)
         rows.append([f"{target:g}", str(len(own)), f"{statistics.mean(off):.4f}", f"{max(off):.4f}", f"{accuracy:.2f}"])
-    return rows
-
-
-def variants(result: dict[str, Any]) -> Rows:
-    rows = []
-    for name, own in grouped(result["rows"], lambda row: row["variant"]):
-        macs, top1 = (statistics.mean(row[key] for row in own) for key in ("macs", "top1"))
-        rows.append([name, str(len(own)), f"{macs:.4f}", f"{top1:.2f}"])
     return rows
 
 
@@ -193,11 +184,6 @@ PAGES = [
         "uvc_budget", "Whether UVC's search meets its budget by itself, over targets and seeds.",
         "python benchmarks/uvc_budget.py",
         "target | seeds | mean distance of the search | largest | mean top-1 after fine-tuning", budgets,
-    ),
-    Page(
-        "uvc_cifar", "What each part of UVC is worth on CIFAR-10 at equal MACs and equal total epochs.",
-        "python benchmarks/uvc_cifar.py FOLDER --out benchmarks/results/cifar10-uvc-small.json",
-        "variant | seeds | MACs left | top-1", variants, "cifar10-uvc-small.json",
     ),
     Page(
         "resume", "Whether a run that is broken off at any moment ends with the bits of an unbroken one.",
