@@ -41,6 +41,7 @@ def judged(folder: Path, magnitude: list[float], taylor: list[float]) -> tuple[d
         ([80.0, 81.0, 82.0], [79.0, 79.9, 81.1], "holds"),  # seeds differ by more than rows do
         ([79.0, 79.9, 81.1], [80.0, 81.0, 82.0], "does not hold"),
         ([80.0, 81.0, 82.0], [79.0, 82.0, 81.0], "within noise"),
+        ([80.0, 81.0, 82.0], [79.9, 80.8, 81.7], "within noise"),  # 3.5 standard errors: of three seeds not enough
         ([80.0], [70.0, 60.0], "one seed"),
         ([80.0, 81.0], [], "not run"),
     ],

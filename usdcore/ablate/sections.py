@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from usdcore.ablate.columns import parse_column
-from usdcore.ablate.verdicts import ERRORS, judge
+from usdcore.ablate.verdicts import judge
 from usdcore.report import text
 from usdcore.report.sections import Section
 from usdcore.report.table import Table as Printed
@@ -121,8 +121,9 @@ def _claims(table: Table, rows: list[RowCells]) -> Iterator[Section]:
     if verdicts:
         lines = tuple((v.claim.text, v.verdict, "; ".join(one.words for one in v.evidence)) for v in verdicts)
         caption = (
-            f"Seed by seed, on the seeds that both rows have; a claim holds where its mean is more than {ERRORS:g} "
-            "standard errors above zero, in every comparison. In brackets: each seed."
+            "Seed by seed, on the seeds that both rows have: mean and standard error, in brackets each seed. A claim "
+            "holds where the mean is above zero by more than half of its 95 % confidence interval (Student's t), in "
+            "every comparison."
         )
         printed = Printed(("claim", f"on {table.scale.data}", "evidence"), lines, caption, left=(0, 1, 2))
         yield Section("claims", "Claims", (), printed)

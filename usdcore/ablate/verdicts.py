@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from usdcore.ablate.schema import Claim
 
 Word = Literal["holds", "does not hold", "within noise", "one seed", "not run"]
-"""A verdict. Within noise: the mean difference is less than two standard errors; one seed: no noise is known."""
+"""A verdict. Within noise: the confidence interval of the mean difference holds 0; one seed: no noise is known."""
 
-ERRORS = 2.0
-"""Standard errors that a mean difference of paired seeds has to exceed."""
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+"""Half the width of a 95 % confidence interval in standard errors (Student's t), for 2, 3, ... paired seeds; for more
+than are listed, the last.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def judge(claims: Sequence[Claim], rows: Sequence[RowCells]) -> tuple[Verdict, .
     """Every claim whose rows are all part of this scale.
 
     Two rows are compared on the seeds that both have finished. A claim holds where every comparison does, and does not
-    where one comparison goes the other way by more than `ERRORS` standard errors.
+    where one goes the other way, by more than half of a 95 % confidence interval.
     """
     there = {row.row.name: row for row in rows}
     return tuple(_judged(claim, there) for claim in claims if {claim.row, *claim.better_than} <= there.keys())
@@ -119,7 +121,8 @@ def _by_seed(row: RowCells, column: Column) -> dict[int, float]:
 def _word(differences: tuple[float, ...]) -> Word:
     if len(differences) < 2:
         return "one seed" if differences else "not run"
-    bound = ERRORS * stdev(differences) / math.sqrt(len(differences))
+    width = STUDENT[min(len(differences) - 1, len(STUDENT)) - 1]
+    bound = width * stdev(differences) / math.sqrt(len(differences))
     middle = mean(differences)
     return "holds" if middle > bound else "does not hold" if middle < -bound else "within noise"
 
