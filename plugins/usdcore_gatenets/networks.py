@@ -28,10 +28,20 @@ def _paper_flops(maps: list[tuple[int, int]]) -> int:
     return sum(2 * inputs * outputs + outputs for inputs, outputs in maps)
 
 
+def _weights(layer: nn.Module, kind: type[nn.Module]) -> dict[str, Tensor | None] | None:
+    """The parameters of a layer that is just torch's own, so that its operation can be called with them; None for one
+    that was replaced, reparametrised or hooked.
+
+    For one image, to look up a module's members and call it takes longer than to compute.
+    """
+    is_plain = type(layer) is kind and not layer._forward_hooks and not layer._forward_pre_hooks
+    return layer._parameters if is_plain and "weight" in layer._parameters else None
+
+
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """What the layer gives. For one image, to look up a module's members and call it takes longer than to compute."""
-    own = layer._parameters
-    return F.linear(x, own["weight"], own["bias"])
+    """What the layer gives."""
+    own = _weights(layer, nn.Linear)
+    return layer(x) if own is None else F.linear(x, own["weight"], own["bias"])  # type: ignore[arg-type]
 
 
 class LinearGateNet(nn.Module):
@@ -95,7 +105,9 @@ class LayerNormGateNet(_HiddenGateNet):
 
     def _normed(self, hidden_BH: Tensor) -> Tensor:
         norm = self.norm
-        own = norm._parameters
+        own = _weights(norm, nn.LayerNorm)
+        if own is None:
+            return norm(hidden_BH)
         return torch.layer_norm(hidden_BH, norm.normalized_shape, own["weight"], own["bias"], norm.eps)
 
 

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from usdcore.costs import Tree
 from usdcore.deciding import decided
-from usdcore.devices import sent
 from usdcore.errors import UsdcoreError, nearest
 from usdcore.gates import Draw, ForwardState, Gate, Scope
 from usdcore.plans import Attach
@@ -57,6 +56,8 @@ class GateRecord(BaseModel):
 class RandomGate(Gate):
     """All gated sites of a model: each is on with the probability sigmoid(logit of its rate - threshold)."""
 
+    logits: Tensor
+
     def __init__(self, stated: GateRecord) -> None:
         super().__init__()
         self.sites, self.tap = stated.sites, stated.tap
@@ -64,13 +65,15 @@ class RandomGate(Gate):
         self.scope: Scope = stated.scope
         self.has_threshold = stated.threshold is not None
         self.threshold = stated.threshold or 0.0
+        logits = [math.log(rate / (1 - rate)) for rate in stated.rates]
+        self.register_buffer("logits", torch.tensor(logits), persistent=False)
 
     def draw(self, x_BNC: Tensor | None, state: ForwardState) -> dict[str, Draw]:
         """In training anew each time, from torch's generator, which each step seeds; in evaluation an image, or a
         batch, has the same draws whenever it comes: they are spread by what its stream adds up to.
         """
         assert x_BNC is not None
-        shares_S = sent(self.shares, x_BNC.device)
+        shares_S = torch.sigmoid(self.logits - self.threshold)
         if self.training:
             uniform_BS = torch.rand(x_BNC.shape[0], len(self.sites), device=x_BNC.device)
             keep_BS = (uniform_BS < shares_S).to(x_BNC.dtype)
@@ -82,12 +85,6 @@ class RandomGate(Gate):
         uniform_BS = (mean_B[:, None].double() * 1e5 * (1 + steps_S)) % 1
         draws = decided((shares_S - uniform_BS).to(x_BNC.dtype), 0.0, self.scope, state)
         return dict(zip(self.sites, draws, strict=True))
-
-    @property
-    def shares(self) -> list[float]:
-        """How often each site runs, at the threshold as it stands."""
-        logits = (math.log(rate / (1 - rate)) for rate in self.stated.rates)
-        return [1 / (1 + math.exp(max(-700.0, min(700.0, self.threshold - logit)))) for logit in logits]
 
 
 class RandomGates(Strategy):

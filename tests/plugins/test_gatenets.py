@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import usdcore_gatenets
@@ -120,3 +121,14 @@ def test_networks_can_be_exported_for_any_batch_size(name):
     program = torch.export.export(net, (torch.randn(4, 16),), dynamic_shapes=({0: batch},))
     pooled = torch.randn(7, 16)
     assert torch.allclose(program.module()(pooled), net(pooled), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_that_were_changed_are_called(name):
+    net = build(name, width=32).eval()
+    x = torch.randn(2, 32)
+    before = net(x)
+    net.head.register_forward_hook(lambda module, args, output: output + 1)
+    assert torch.allclose(net(x), before + 1)
+    prune.identity(net.head, "weight")  # from now on the weight is computed by a hook
+    assert torch.allclose(net(x), before + 1)

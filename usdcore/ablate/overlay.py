@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from usdcore.errors import nearest
 from usdcore.recipe.document import MAX_DEPTH
 from usdcore.recipe.problems import Problem, show_path
-from usdcore.recipe.tree import Node, item_mapping, item_name, merge
+from usdcore.recipe.tree import Node, item_index, item_mapping, item_name, merge
 
 if TYPE_CHECKING:
     from usdcore.recipe.tree import Origin, Path
@@ -105,13 +105,11 @@ def _without(node: Node, path: tuple[str, ...], origin: Origin, done: Path) -> N
 def _index(node: Node, key: str, origin: Origin, done: Path) -> int:
     """Which item of a list a part of a path means: the one of that name, or of that number."""
     assert isinstance(node.value, list)
-    names = [item_name(item) for item in node.value]
-    if key in names:
-        return names.index(key)
-    if key.isdecimal() and len(key) < 4 and int(key) < len(names):
-        return int(key)
-    known = [name for name in names if name is not None]
-    hint = nearest(key, known) if known else f"its {len(names)} items have no names; give a number"
+    index = item_index(node.value, key)
+    if index is not None:
+        return index
+    known = [name for name in map(item_name, node.value) if name is not None]
+    hint = nearest(key, known) if known else f"its {len(node.value)} items have no names; give a number"
     _stop(origin, (*done, key), f"{show_path(done)} has no {key!r} in the base; {hint}")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from usdcore.errors import brief, nearest
 from usdcore.recipe.document import MAX_BYTES, MAX_DEPTH, Allowance, parse
 from usdcore.recipe.problems import Problem, RecipeError, show_path
-from usdcore.recipe.tree import Node, Origin, item_mapping, item_name, merge
+from usdcore.recipe.tree import Node, Origin, item_index, item_mapping, item_name, merge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -207,13 +207,11 @@ def _replace(node: Node, path: Path, value: Node, done: Path) -> Node:
 
 
 def _index(items: list[Node], part: str | int, done: Path) -> int:
-    """Which item of a list a part of a path means: the one of that name, or of that number."""
-    names, last = [item_name(item) for item in items], len(items)
-    if str(part) in names:
-        return names.index(str(part))
-    if isinstance(part, int) and part <= last:
-        return part
-    known = [name for name in names if name is not None]
+    """Which item of a list a part of a path means, or, by its length, the one that is to be appended."""
+    index, last = item_index(items, part), len(items)
+    if index is not None or part == last:
+        return last if index is None else index
+    known = [name for name in map(item_name, items) if name is not None]
     have = f"0 to {last - 1}, or {last}" if last else "0"
     text = f"{show_path(done)} is a list of {last}; use {have} to append"
     if isinstance(part, str) and known:

@@ -13,6 +13,7 @@ Path = tuple[str | int, ...]
 Scalar = str | int | float | bool | None
 
 
+_LONGEST_INDEX = 9
 _LONGEST_PLACE = 300
 """Characters of a file's name or of an override that a message repeats."""
 
@@ -86,6 +87,15 @@ def item_name(item: Node) -> str | None:
             if node is not None and isinstance(node.value, str):
                 return node.value
     return None
+
+
+def item_index(items: list[Node], part: str | int) -> int | None:
+    """Which item a part of a path means: the one of that name, or of that number; None where there is none."""
+    names = [item_name(item) for item in items]
+    if str(part) in names:
+        return names.index(str(part))
+    number = int(part) if isinstance(part, int) or (part.isdecimal() and len(part) <= _LONGEST_INDEX) else len(items)
+    return number if number < len(items) else None
 
 
 def item_mapping(item: Node) -> Node:
