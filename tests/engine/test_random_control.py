@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from ablate.small import evaluate_here
 from breaking import harness
+from tiny import finished
 from torch import nn
 from zoo import INPUT
 
@@ -21,10 +21,9 @@ from usdcore.engine import keep
 from usdcore.engine.dryrun import dry_run
 from usdcore.engine.finish import Finish
 from usdcore.engine.forecast import forecast
-from usdcore.engine.pipeline import run
 from usdcore.engine.probe import Probe
 from usdcore.engine.random_control import replaced, site_rates, training, why_not
-from usdcore.errors import BudgetMissed, UsdcoreError
+from usdcore.errors import UsdcoreError
 from usdcore.gates import Gate, Gating
 from usdcore.recipe import load_recipe, read_recipe
 from usdcore.units import find_units
@@ -49,15 +48,6 @@ evaluate: {batch_sizes: [32], calibration_images: 256}
 controls: [narrow, random]
 latency: {batch_sizes: [1], repeats: 1}
 """
-
-
-def finished(recipe: Path, out: Path, *overrides: str) -> dict[str, Any]:
-    """A run this short need not meet its budget."""
-    try:
-        return run(recipe, out, overrides)
-    except BudgetMissed:
-        found: dict[str, Any] = json.loads((out / "result.json").read_text())
-        return found
 
 
 @pytest.fixture(scope="module")
